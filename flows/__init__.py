@@ -1,0 +1,1 @@
+"""The Prefect flow, its runtime and the command line."""

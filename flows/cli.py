@@ -1,0 +1,152 @@
+"""The command line: `attune run`, `attune check`, `attune verify`."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+from rich.text import Text
+
+from tasks.config import PipelineConfig, load
+from tasks.errors import AttuneError
+from tasks.plan import Step, plan
+from tasks.report import closing_table, write_report
+from tasks.run_record import RunFolder, RunRecord, stage_record
+from tasks.store import ArtifactRef, ArtifactStore
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Instruction tuning you can trust to run every night.",
+)
+console = Console(highlight=False)
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config, such as configs/quickstart.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[SECTION.FIELD=VALUE]…", help="Settings over those of the config.")
+]
+
+
+def main() -> None:
+    """Entry point: a failure that attune explains ends in one message and its exit code, without a traceback."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
+    )
+    try:
+        app(standalone_mode=False)
+    except AttuneError as error:
+        print(f"attune: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except typer.Abort:
+        raise SystemExit(130) from None
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say for each stage why it runs or does not.")] = False,
+) -> None:
+    """Run the pipeline; stages whose inputs, settings and code are unchanged are cached."""
+    settings = load(config, overrides)
+    store = ArtifactStore(settings.store)
+    steps = plan(settings, store)
+    if explain:
+        console.print(plan_table(steps))
+    if all(step.manifest for step in steps):
+        record = _record_cached(settings, store, steps)
+    else:
+        from flows.pipeline import pipeline
+
+        record = Path(pipeline(settings))
+    show(record)
+
+
+@app.command()
+def check(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Validate a config, look at the first rows, and say what would run; writes nothing."""
+    settings = load(config, overrides)
+    console.print(f"{config}: valid")
+    steps = plan(settings, ArtifactStore(settings.store))
+
+    from tasks.check import check as check_rows
+
+    found = check_rows(settings)
+    for source in found.sources:
+        rejected = ", ".join(f"{reason} {rows}" for reason, rows in source.rejected.items()) or "none"
+        looked = f"first {source.rows} rows" if source.more else f"all {source.rows} rows"
+        console.print(f"source {source.label}: {source.shape}, {looked}, rejected: {rejected}", markup=False)
+    for number, sample in enumerate(found.samples, start=1):
+        console.print(f"\nexample {number}: {len(sample.input_ids)} tokens, supervised ones in green")
+        console.print(_colour(sample.input_ids, sample.loss_mask, found.tokenizer))
+    counted = "" if found.complete else " (counted on the first rows only; the sources go on)"
+    console.print(
+        f"\ntraining rows {found.training_rows}, tokens {found.tokens}, of them supervised {found.supervised_tokens}, "
+        f"optimizer steps {found.steps}{counted}"
+    )
+    console.print(plan_table(steps))
+
+
+@app.command()
+def verify(config: ConfigPath = Path("configs/quickstart.yaml"), overrides: Overrides = None) -> None:
+    """Read every byte of every artifact in the store of CONFIG, and put damaged ones into quarantine."""
+    store = ArtifactStore(load(config, overrides).store)
+    folders = store.folders()
+    sound = 0
+    for folder in folders:
+        manifest = store.find(folder.parent.name, folder.name)
+        sound += manifest is not None and store.verify(ArtifactRef(manifest.stage, manifest.key, manifest.digest))
+    console.print(f"{len(folders)} artifacts read, {sound} sound, {len(folders) - sound} damaged")
+    if sound < len(folders):
+        raise typer.Exit(1)
+
+
+def _record_cached(settings: PipelineConfig, store: ArtifactStore, steps: list[Step]) -> Path:
+    """Record a run in which nothing had to be done; Prefect is not needed for that."""
+    folder = RunFolder(settings.runs, settings.name, settings.model_dump(mode="json"))
+    for step in steps:
+        if step.manifest and step.ref:
+            folder.add(stage_record(step.manifest, cached=True, why=step.why), store.path(step.ref))
+            console.print(f"{step.stage.name}: cached {step.key}")
+    folder.end()
+    write_report(folder, store)
+    return folder.path
+
+
+def show(folder: Path) -> None:
+    """The closing table of a run, and where its things lie."""
+    record = RunRecord.model_validate_json((folder / "run.json").read_bytes())
+    console.print(closing_table(record))
+    shown = Path(folder)
+    console.print(
+        f"model    {shown / 'model'}\nmetrics  {shown / 'run.json'}\nreport   {shown / 'report.md'}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def plan_table(steps: list[Step]) -> Table:
+    """What would run, what is cached, and why."""
+    table = Table("stage", "verdict", "key", "why", title="Plan", title_justify="left")
+    for step in steps:
+        verdict = "cached" if step.manifest else "runs" if step.key else "depends"
+        table.add_row(*map(Text, (step.stage.name, verdict, step.key[:12], step.why)))
+    return table
+
+
+def _colour(ids: list[int], mask: list[bool], tokenizer: object) -> Text:
+    text = Text()
+    for token, supervised in zip(ids, mask, strict=True):
+        text.append(tokenizer.decode([token]), style="bold green" if supervised else "dim")
+    return text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Where a plain stage becomes a Prefect task: look up, run, commit, report.  The only place that applies @task."""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+# Prefect reads its settings when it is first imported.
+os.environ.setdefault("PREFECT_HOME", str(Path("data/prefect").absolute()))
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "attune")
+
+from prefect import State, task
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, Failed
+
+from tasks import base_model
+from tasks.config import PipelineConfig
+from tasks.errors import AttuneError
+from tasks.memory import peak_memory
+from tasks.plan import Step, look_up
+from tasks.report import write_report
+from tasks.run_record import RunFolder, StageRecord, stage_record
+from tasks.stages import STAGES, Stage
+from tasks.store import ArtifactRef, ArtifactStore
+
+log = logging.getLogger("attune")
+
+
+class Run:
+    """One run of the pipeline: its config, its store, its folder, and the stages that have ended.
+
+    As a context manager it closes the run's record, whatever happens inside.  A failure that attune can explain ends
+    there, and `result` tells Prefect of it without a traceback; any other exception goes on.
+    """
+
+    def __init__(self, config: PipelineConfig) -> None:
+        self.config = config
+        self.store = ArtifactStore(config.store)
+        self.folder = RunFolder(config.runs, config.name, config.model_dump(mode="json"))
+        self.refs: dict[str, ArtifactRef] = {}
+        self.failure: AttuneError | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        self.failure = error if isinstance(error, AttuneError) else None
+        self.folder.end(f"{error or kind.__name__}" if kind else "")
+        write_report(self.folder, self.store)
+        return self.failure is not None
+
+    def result(self) -> State[str]:
+        """The flow's final state; its data is the folder of the run's record."""
+        if self.failure is not None:
+            return Failed(message=str(self.failure), data=self.failure)
+        return Completed(data=str(self.folder.path))
+
+    def stage(self, stage: Stage) -> ArtifactRef:
+        """Bring one stage to its artifact: the cached one, or a new one from verified inputs."""
+        step = look_up(stage, self.config, self.refs, self.store)
+        if step.ref is None:
+            changed = [self._redo(name) for name in stage.inputs if not self.store.verify(self.refs[name])]
+            step = look_up(stage, self.config, self.refs, self.store) if changed else step
+        record = _TASKS[stage.name](self.config, step, dict(self.refs), return_state=True).result()
+        self.refs[stage.name] = record.ref
+        self.folder.add(record, self.store.path(record.ref))
+        return record.ref
+
+    def _redo(self, name: str) -> ArtifactRef:
+        """An input was damaged behind its manifest's back and is in quarantine now: make it again."""
+        return self.stage(STAGES[name])
+
+
+def as_task(stage: Stage) -> Callable[..., ArtifactRef]:
+    """The call of a stage inside the flow: `call(run, *inputs) -> ArtifactRef`; the inputs give the order."""
+
+    @task(name=stage.name, task_run_name=stage.name, cache_policy=NO_CACHE, persist_result=False)
+    def run_task(config: PipelineConfig, step: Step, refs: dict[str, ArtifactRef]) -> State[StageRecord]:
+        if step.manifest is not None:
+            log.info("%s: cached %s", stage.name, step.key[:12])
+            record = stage_record(step.manifest, cached=True, why=step.why)
+            return Completed(name="Cached", message=f"cached {step.key}", data=record)
+        log.info("%s: runs, because %s", stage.name, step.why)
+        try:
+            record = run_stage(stage, config, step, refs)
+        except AttuneError as error:
+            return Failed(message=str(error), data=error)
+        log.info("%s: %d rows in, %d kept, %.1f s", stage.name, record.rows_in, record.rows_kept, record.seconds)
+        return Completed(message=f"made {step.key}", data=record)
+
+    _TASKS[stage.name] = run_task
+
+    def call(run: Run, *_: ArtifactRef) -> ArtifactRef:
+        return run.stage(stage)
+
+    return call
+
+
+_TASKS: dict[str, Any] = {}
+
+
+def run_stage(stage: Stage, config: PipelineConfig, step: Step, refs: dict[str, ArtifactRef]) -> StageRecord:
+    """Run a stage's function on its inputs and publish what it made."""
+    store = ArtifactStore(config.store)
+    inputs = {name: store.path(refs[name]) for name in stage.inputs}
+    if stage.base:
+        inputs["base"] = base_model.resolve(config.model)
+    with store.work_folder(stage.name, step.key) as work:
+        if (manifest := store.find(stage.name, step.key)) is not None:
+            return stage_record(manifest, cached=True, why="another run made it meanwhile")
+        began = time.perf_counter()
+        with peak_memory() as peak:
+            summary = stage.function(getattr(config, stage.name), inputs, work)
+        manifest = store.commit(
+            work,
+            {
+                "stage": stage.name,
+                "key": step.key,
+                **step.parts,
+                "rows_in": summary.rows_in,
+                "rows_kept": summary.rows_kept,
+                "rejected": summary.rejected,
+                "figures": summary.figures,
+                "seconds": round(time.perf_counter() - began, 3),
+                "peak_memory_bytes": peak(),
+                "created_by": f"attune {version('attune')}",
+            },
+        )
+    return stage_record(manifest, cached=False, why=step.why)

@@ -1,0 +1,111 @@
+"""The base model's folder: found, refused when it is unsafe or incomplete, and digested, before any library opens it."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from tasks.config import ModelConfig
+from tasks.errors import ModelError
+from tasks.store import digest_file, digest_json
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
+_WANTED_FROM_HUB = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+def resolve(model: ModelConfig) -> Path:
+    """The local folder of the base model, fetched from the Hub when `base` is a name there.
+
+    Raises ModelError when it is missing, incomplete, holds only pickle weights or brings its own code.
+    """
+    folder = Path(model.base).expanduser()
+    if not folder.exists() and _HUB_NAME.fullmatch(model.base):
+        folder = _from_hub(model)
+    if not folder.is_dir():
+        raise ModelError(f"model.base: there is no folder {folder.absolute()}")
+    _check(folder)
+    return folder
+
+
+def digest(folder: Path, *, weights: bool) -> str:
+    """Digest of the files that loading the model reads; without `weights`, of those that loading its tokenizer reads."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and _is_read(path, weights)]
+    return digest_json([[path.name, digest_file(path)] for path in files])
+
+
+def _is_read(path: Path, weights: bool) -> bool:
+    if path.suffix == ".safetensors":
+        return weights
+    return path.suffix in {".json", ".txt", ".model", ".jinja"}
+
+
+def _from_hub(model: ModelConfig) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model.base, revision=model.revision, allow_patterns=_WANTED_FROM_HUB))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise ModelError(
+            f"model.base: {model.base!r} is no local folder, and revision {model.revision!r} of it "
+            f"could not be fetched from the Hub{offline}: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _check(folder: Path) -> None:
+    names = sorted(path.name for path in folder.iterdir())
+    if scripts := [name for name in names if name.endswith(".py")]:
+        raise ModelError(f"model.base: {folder} brings its own code ({scripts[0]}); attune runs no remote code")
+    config = _json(folder / "config.json")
+    if "auto_map" in config:
+        raise ModelError(
+            f"model.base: {folder / 'config.json'} asks for its own code (auto_map); attune runs no remote code"
+        )
+    if not any(name.startswith("tokenizer") or name == "vocab.json" for name in names):
+        raise ModelError(f"model.base: {folder} holds no tokenizer")
+    shards = [path for path in folder.iterdir() if path.suffix == ".safetensors"]
+    if not shards:
+        pickles = [name for name in names if Path(name).suffix in _PICKLES]
+        has = (
+            f"only pickle weights ({pickles[0]}), which can run code when they are opened" if pickles else "no weights"
+        )
+        raise ModelError(f"model.base: {folder} holds {has}; it needs *.safetensors")
+    index = folder / "model.safetensors.index.json"
+    wanted = set(_json(index).get("weight_map", {}).values()) if index.exists() else set()
+    if missing := sorted(wanted - set(names)):
+        raise ModelError(f"model.base: {folder} is incomplete: {missing[0]} is missing")
+    for shard in shards:
+        _check_shard(shard)
+
+
+def _check_shard(path: Path) -> None:
+    """A safetensors file says in its header how long it must be."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if header_bytes > size:
+            raise ModelError(f"model.base: {path} is cut short or no safetensors file")
+        try:
+            header = json.loads(file.read(header_bytes))
+            ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ModelError(f"model.base: {path} is no safetensors file") from None
+    expected = 8 + header_bytes + max(ends, default=0)
+    if size != expected:
+        raise ModelError(
+            f"model.base: {path} has {size} bytes, its header says {expected}: it is damaged or half copied"
+        )
+
+
+def _json(path: Path) -> dict[str, object]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"model.base: {path} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"model.base: {path} is not readable JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"model.base: {path} holds no JSON object")
+    return value

@@ -1,0 +1,45 @@
+"""The failures that attune explains to its user; everything else is a bug and keeps its traceback."""
+
+
+class AttuneError(Exception):
+    """A failed run with a plain message: what failed, where, and what to do.  Exit code 1."""
+
+    exit_code = 1
+
+
+class ConfigError(AttuneError):
+    """The configuration was refused before anything ran.  Exit code 2."""
+
+    exit_code = 2
+
+
+class SourceError(AttuneError):
+    """A source is missing, unreadable, empty, not what its name says, or has too many bad rows."""
+
+
+class EmptySplitError(AttuneError):
+    """A split ended without a row."""
+
+
+class ModelError(AttuneError):
+    """The base model is missing, incomplete or unsafe to load."""
+
+
+class TemplateError(AttuneError):
+    """A chat template cannot be rendered, or not in a way that training and serving would agree on."""
+
+
+class TrainingError(AttuneError):
+    """Training cannot go on: a non-finite loss, or nothing to learn from."""
+
+
+class ExportError(AttuneError):
+    """The exported model does not answer as the evaluated one."""
+
+
+class LedgerError(AttuneError):
+    """A stage lost or invented rows: rows in differ from rows kept plus rows rejected."""
+
+
+class DamagedArtifactError(AttuneError):
+    """An artifact's files do not match its manifest."""

@@ -1,0 +1,103 @@
+"""Evaluate: ask base and tuned model for the answers of the test split, and score them."""
+
+import logging
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from tasks import metrics, templates
+from tasks.config import EvaluateConfig
+from tasks.families import decoder_only
+from tasks.held_out import held_out_rows
+from tasks.ledger import ShardWriter, Summary
+from tasks.schema import PREDICTION
+
+log = logging.getLogger("attune.evaluate")
+
+Row = dict[str, Any]
+Table = dict[str, dict[str, dict[str, float | int]]]
+
+
+def evaluate(config: EvaluateConfig, inputs: dict[str, Path], out: Path) -> Summary:
+    """Write `predictions` (columns PREDICTION) of every system; figures hold `evaluation`.
+
+    `evaluation` is {system: {part: {metric: {value, rows}}}} with systems base, tuned and, where fine_tune made one,
+    scratch; parts are `test` (all rows), `source:<name>` and `task:<name>`; `loss` is the mean per supervised token.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(inputs["format"] / "tokenizer", trust_remote_code=False)
+    rows = held_out_rows(inputs, config.max_rows)
+    scorers = {name: metrics.load(name) for name in config.metrics}
+    folders = {
+        "base": inputs["base"],
+        "scratch": inputs["fine_tune"] / "scratch",
+        "tuned": inputs["fine_tune"] / "tuned",
+    }
+    evaluation: dict[str, Table] = {}
+    writer = ShardWriter(out / "predictions", PREDICTION)
+    for system, folder in folders.items():
+        if folder.exists():
+            answers = _answers(system, decoder_only.load(folder), tokenizer, rows, config)
+            _score(answers, scorers)
+            writer.write(pa.Table.from_pylist(answers, schema=PREDICTION))
+            evaluation[system] = _table(answers)
+            log.info("%s: %s", system, _words(evaluation[system]["test"]))
+    writer.close()
+    return Summary(rows_in=len(rows), rows_kept=len(rows), figures={"evaluation": evaluation})
+
+
+def _answers(
+    system: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row], config: EvaluateConfig
+) -> list[Row]:
+    """One row of PREDICTION, without scores, per test row."""
+    losses = decoder_only.example_losses(model, rows, config.batch_size)
+    prompts = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
+    generation = decoder_only.generation_config(tokenizer, config.max_new_tokens)
+    answers = decoder_only.generate(model, prompts, generation, config.batch_size, f"evaluate {system}")
+    return [
+        {
+            "id": row["id"],
+            "source": row["source"],
+            "task": row["task"],
+            "system": system,
+            "prompt": templates.messages(row)[-2]["content"],
+            "reference": row["output"],
+            "prediction": tokenizer.decode(answer, skip_special_tokens=True),
+            "supervised_tokens": supervised,
+            "loss": loss / supervised,
+        }
+        for row, answer, (loss, supervised) in zip(rows, answers, losses, strict=True)
+    ]
+
+
+def _score(answers: list[Row], scorers: dict[str, Any]) -> None:
+    """Add `scores` to each answer."""
+    predictions, references = [row["prediction"] for row in answers], [row["reference"] for row in answers]
+    values = {
+        name: scorer.compute(predictions=predictions, references=references)[name] for name, scorer in scorers.items()
+    }
+    for index, row in enumerate(answers):
+        row["scores"] = {name: values[name][index] for name in scorers}
+
+
+def _table(answers: list[Row]) -> Table:
+    """Means of every metric over all rows, per source and per task."""
+    parts: dict[str, list[Row]] = defaultdict(list)
+    for row in answers:
+        for part in ("test", f"source:{row['source']}", f"task:{row['task']}"):
+            parts[part].append(row)
+    return {part: _means(parts[part]) for part in sorted(parts, key=lambda part: (part != "test", part))}
+
+
+def _means(answers: list[Row]) -> dict[str, dict[str, float | int]]:
+    rows = len(answers)
+    tokens = sum(row["supervised_tokens"] for row in answers)
+    loss = sum(row["loss"] * row["supervised_tokens"] for row in answers) / tokens
+    scores = {name: sum(row["scores"][name] for row in answers) / rows for name in answers[0]["scores"]}
+    return {name: {"value": value, "rows": rows} for name, value in {"loss": loss, **scores}.items()}
+
+
+def _words(means: dict[str, dict[str, float | int]]) -> str:
+    return ", ".join(f"{name} {value['value']:.3f}" for name, value in means.items())

@@ -1,0 +1,62 @@
+"""Export: write the tuned model for others to use, after it has answered as it did in the evaluation."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig
+
+from tasks import templates
+from tasks.config import ExportConfig
+from tasks.errors import ExportError
+from tasks.exporters import huggingface
+from tasks.families import decoder_only
+from tasks.held_out import held_out_rows
+from tasks.ledger import Summary
+from tasks.model_card import model_card
+
+BATCH_SIZE = 32
+MAX_NEW_TOKENS = 256
+
+
+def export(config: ExportConfig, inputs: dict[str, Path], out: Path) -> Summary:
+    """Write `huggingface/`: safetensors, tokenizer with chat template, generation config, MODEL_CARD.md.
+
+    Raises ExportError when the exported folder renders or answers a test row differently than what was evaluated.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(inputs["format"] / "tokenizer", trust_remote_code=False)
+    tuned, folder = inputs["fine_tune"] / "tuned", out / "huggingface"
+    huggingface.write(tuned, tokenizer, decoder_only.generation_config(tokenizer, MAX_NEW_TOKENS), folder)
+    rows = held_out_rows(inputs, config.parity_rows)
+    check_rendering(folder, rows)
+    check_answers(tuned, folder, rows)
+    (folder / "MODEL_CARD.md").write_text(model_card(inputs, parity_rows=len(rows)), encoding="utf-8")
+    figures = {"formats": list(config.formats), "parity_rows": len(rows)}
+    return Summary(rows_in=len(rows), rows_kept=len(rows), figures=figures)
+
+
+def check_rendering(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """The exported tokenizer must turn each test row into the tokens that were trained and evaluated."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    for row in rows:
+        asked = templates.tokens(templates.prompt_text(templates.messages(row)[:-1], tokenizer), tokenizer)
+        if asked != row["input_ids"][: row["prompt_tokens"]]:
+            raise ExportError(
+                f"export: the exported tokenizer asks row {row['source']}:{row['line']} with other tokens than the "
+                f"evaluation did ({asked} against {row['input_ids'][: row['prompt_tokens']]}); nothing was published"
+            )
+
+
+def check_answers(tuned: Path, folder: Path, rows: list[dict[str, Any]]) -> None:
+    """The exported model must answer each test row with the tokens of the evaluated one."""
+    prompts = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
+    generation = GenerationConfig.from_pretrained(folder)
+    answers = [
+        decoder_only.generate(decoder_only.load(each), prompts, generation, BATCH_SIZE, f"export {each.name}")
+        for each in (tuned, folder)
+    ]
+    for row, evaluated, exported in zip(rows, *answers, strict=True):
+        if evaluated != exported:
+            raise ExportError(
+                f"export: row {row['source']}:{row['line']} is answered {exported} by the export and {evaluated} by the "
+                "evaluated model; nothing was published"
+            )

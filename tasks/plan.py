@@ -1,0 +1,107 @@
+"""Which stages would run, which are cached, and why."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tasks import base_model, fingerprint, sources
+from tasks.config import PipelineConfig
+from tasks.stages import STAGES, Stage
+from tasks.store import ArtifactRef, ArtifactStore, Manifest, digest_json
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is known of one stage before it runs."""
+
+    stage: Stage
+    parts: dict[str, Any]  # what the key is made of; empty while an input is not known
+    key: str  # "" while an input is not known
+    manifest: Manifest | None  # of the cached artifact
+    why: str  # why it is cached or will run
+
+    @property
+    def ref(self) -> ArtifactRef | None:
+        """Reference to the cached artifact."""
+        return self.manifest and ArtifactRef(self.stage.name, self.key, self.manifest.digest)
+
+
+def plan(config: PipelineConfig, store: ArtifactStore) -> list[Step]:
+    """One step per stage, in order.
+
+    Behind the first stage that must run, keys are unknown: its new artifact may turn out equal to the old one.
+    """
+    refs: dict[str, ArtifactRef] = {}
+    steps = []
+    for stage in STAGES.values():
+        missing = [name for name in stage.inputs if name not in refs]
+        step = Step(stage, {}, "", None, f"waits for {missing[0]}") if missing else look_up(stage, config, refs, store)
+        if step.ref:
+            refs[stage.name] = step.ref
+        steps.append(step)
+    return steps
+
+
+def look_up(stage: Stage, config: PipelineConfig, refs: Mapping[str, ArtifactRef], store: ArtifactStore) -> Step:
+    """The step for a stage whose inputs are known."""
+    inputs = {name: refs[name].digest for name in stage.inputs} | _outside_inputs(stage, config)
+    parts = {
+        "settings": getattr(config, stage.name).model_dump(mode="json"),
+        "inputs": inputs,
+        "code": fingerprint.code_digests(stage.module),
+        "versions": fingerprint.versions(stage.versions),
+    }
+    key = digest_json({"stage": stage.name, **parts})[:32]
+    manifest = store.find(stage.name, key)
+    return Step(stage, parts, key, manifest, "cached" if manifest else _why_not(stage, parts, store))
+
+
+def _outside_inputs(stage: Stage, config: PipelineConfig) -> dict[str, str]:
+    """Digests of what a stage reads that no stage made: the source files, the base model."""
+    if stage.name == "collect":
+        return {f"source {source.label}": sources.digest(source.path) for source in config.collect.sources}
+    if stage.base:
+        folder = base_model.resolve(config.model)
+        return {f"base {stage.base}": base_model.digest(folder, weights=stage.base == "model")}
+    return {}
+
+
+def _why_not(stage: Stage, parts: dict[str, Any], store: ArtifactStore) -> str:
+    """What differs from the most similar artifact in the store; of equally similar ones, the newest."""
+    flat = _flatten(parts)
+    nearest: list[str] | None = None
+    for manifest in sorted(store.manifests(stage.name), key=lambda manifest: manifest.created, reverse=True):
+        differences = _differences(_flatten(manifest.model_dump(include=set(parts))), flat)
+        if nearest is None or len(differences) < len(nearest):
+            nearest = differences
+    if nearest is None:
+        return "never ran"
+    return "; ".join(nearest) or "its artifact was damaged or removed"
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    return [_difference(path, old, new) for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
+
+
+def _difference(path: str, old: dict[str, Any], new: dict[str, Any]) -> str:
+    kind, _, name = path.partition(".")
+    if path not in old:
+        return f"{name} is new" if kind != "settings" else f"{name} set to {new[path]!r}"
+    if path not in new:
+        return f"{name} is gone"
+    if kind == "settings":
+        return f"{name}: {old[path]!r} → {new[path]!r}"
+    if kind == "versions":
+        return f"{name} {old[path]} → {new[path]}"
+    return f"{name} changed" if kind == "inputs" else f"code of {name} changed"
+
+
+def _flatten(value: Any, path: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}, "c": [2]}` as `{"a.b": 1, "c.0": 2}`; inputs, code and versions keep their names whole."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        return {path: value}
+    flat: dict[str, Any] = {}
+    for key, inner in items:
+        flat |= _flatten(inner, f"{path}.{key}" if path else str(key))
+    return flat

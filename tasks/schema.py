@@ -1,0 +1,84 @@
+"""Arrow schemas and column names of each artifact."""
+
+import pyarrow as pa
+
+IGNORE_INDEX = -100
+"""The label of a token that is not supervised, as torch's cross-entropy knows it."""
+
+SPLITS = ("train", "validation", "test")
+
+TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
+
+EXAMPLE = pa.schema(
+    [
+        ("id", pa.string()),  # hash of the content: equal examples have equal ids
+        ("source", pa.string()),  # name of the source it was read from
+        ("line", pa.int64()),  # line in that source, from 1; the row's number where there are no lines
+        ("task", pa.string()),
+        ("group", pa.string()),  # examples of one group never straddle two splits
+        ("split", pa.string()),  # the split its source is bound to, or ""
+        ("system", pa.string()),
+        ("history", pa.list_(TURN)),  # the turns before the instruction
+        ("instruction", pa.string()),
+        ("input", pa.string()),
+        ("output", pa.string()),
+        ("tools", pa.string()),  # JSON text of the tools on offer, or ""
+        ("label", pa.string()),
+    ]
+)
+"""What collect, clean and split keep; split files it by train, validation and test."""
+
+REJECTED = pa.schema(
+    [
+        ("source", pa.string()),
+        ("line", pa.int64()),
+        ("id", pa.string()),  # "" where the row never became an example
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("row", pa.string()),  # the row as read, or the example as JSON, cut at ledger.ROW_CHARS
+    ]
+)
+"""Every rejected row of a stage, with its reason and its place."""
+
+TOKENIZED = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("line", pa.int64()),
+        ("task", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),  # the whole conversation, stop token included
+        ("labels", pa.list_(pa.int32())),  # input_ids where supervised, IGNORE_INDEX elsewhere
+        ("prompt_tokens", pa.int32()),  # input_ids[:prompt_tokens] is what the model is asked with
+        ("pack", pa.int32()),  # the packed row it is trained in; rows of one pack stand together
+    ]
+)
+"""What format keeps, filed by train, validation and test."""
+
+HISTORY = pa.schema(
+    [
+        ("system", pa.string()),  # tuned or scratch
+        ("step", pa.int64()),  # optimizer steps done
+        ("epoch", pa.float64()),
+        ("loss", pa.float64()),  # mean training loss per supervised token since the last record
+        ("validation_loss", pa.float64()),  # mean per supervised token over the validation split
+        ("learning_rate", pa.float64()),
+        ("grad_norm", pa.float64()),
+    ]
+)
+"""What fine_tune recorded while training; null where a record does not hold that figure."""
+
+PREDICTION = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("task", pa.string()),
+        ("system", pa.string()),  # base, scratch or tuned
+        ("prompt", pa.string()),
+        ("reference", pa.string()),
+        ("prediction", pa.string()),
+        ("supervised_tokens", pa.int64()),
+        ("loss", pa.float64()),  # mean over the example's supervised tokens, in nats
+        ("scores", pa.map_(pa.string(), pa.float64())),  # metric -> value for this answer
+    ]
+)
+"""One answer of one system to one row of the test split."""

@@ -1,0 +1,265 @@
+"""ArtifactStore: immutable, content-addressed, verified folders of files.
+
+`<root>/<stage>/<key>/` exists as an artifact only once its `manifest.json` does, and that is written last: files are
+written into a work folder on the same file system, synced, described by the manifest, and the whole folder is renamed
+into place.  A reader therefore sees all of an artifact or nothing.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tasks.errors import DamagedArtifactError, LedgerError
+
+MANIFEST = "manifest.json"
+RESUME = "resume"
+"""Folder in a work folder that survives a kill, so that training goes on from its checkpoints; never published."""
+
+log = logging.getLogger("attune.store")
+
+
+class FileEntry(BaseModel):
+    """One file of an artifact, as it was when it was published."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    path: str
+    sha256: str
+    size_bytes: int
+    modified_ns: int
+
+
+class Manifest(BaseModel):
+    """What an artifact is, what it was made from, and what is in it; its schema is documented in docs/architecture.md."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    stage: str
+    key: str
+    digest: str  # of the content: paths and SHA-256 of all files
+    settings: dict[str, Any]
+    inputs: dict[str, str]  # name -> content digest
+    code: dict[str, str]  # module -> digest
+    versions: dict[str, str]  # library -> version
+    rows_in: int
+    rows_kept: int
+    rejected: dict[str, int]  # reason -> rows
+    figures: dict[str, Any]
+    seconds: float
+    peak_memory_bytes: int
+    created: str  # UTC, ISO 8601
+    created_by: str  # attune's version
+    files: list[FileEntry]
+
+
+class ArtifactRef(NamedTuple):
+    """All that travels between stages."""
+
+    stage: str
+    key: str
+    digest: str
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form, in hex."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class ArtifactStore:
+    """The artifacts under one root folder."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def path(self, ref: ArtifactRef) -> Path:
+        """The folder of an artifact."""
+        return self.root / ref.stage / ref.key
+
+    def find(self, stage: str, key: str) -> Manifest | None:
+        """The manifest of a complete artifact, or None.
+
+        Checks each file's size and modification time, and the digest of a file whose time differs.  An artifact that
+        fails is moved to quarantine with a warning, so that it is made again.
+        """
+        folder = self.root / stage / key
+        if not (folder / MANIFEST).exists():
+            return None
+        try:
+            manifest = read_manifest(folder)
+            if (manifest.stage, manifest.key) != (stage, key):
+                raise DamagedArtifactError(f"{folder}: its manifest is of {manifest.stage} {manifest.key}")
+            for entry in manifest.files:
+                _check(folder, entry, trust_time=True)
+        except DamagedArtifactError as damage:
+            self._quarantine(folder, damage)
+            return None
+        return manifest
+
+    def verify(self, ref: ArtifactRef) -> bool:
+        """True when every byte is as published; otherwise the artifact is quarantined and the answer is False."""
+        folder = self.path(ref)
+        try:
+            manifest = read_manifest(folder)
+            if content_digest(manifest.files) != ref.digest:
+                raise DamagedArtifactError(f"{folder}: its content is not the one that was asked for")
+            for entry in manifest.files:
+                _check(folder, entry, trust_time=False)
+            _refuse_strangers(folder, manifest)
+        except DamagedArtifactError as damage:
+            self._quarantine(folder, damage)
+            return False
+        return True
+
+    def manifests(self, stage: str | None = None) -> Iterator[Manifest]:
+        """Every readable manifest, of one stage or of all; unreadable ones are passed over."""
+        for path in sorted(self.root.glob(f"{stage or '[!.]*'}/*/{MANIFEST}")):
+            try:
+                yield read_manifest(path.parent)
+            except DamagedArtifactError as damage:
+                log.warning("passed over: %s", damage)
+
+    def folders(self) -> list[Path]:
+        """The folders of all artifacts, readable or not."""
+        return sorted(path.parent for path in self.root.glob(f"[!.]*/*/{MANIFEST}"))
+
+    @contextmanager
+    def work_folder(self, stage: str, key: str) -> Iterator[Path]:
+        """A folder to make the artifact in, held by one process at a time.
+
+        What a killed run left in it is removed, but for its `resume/`.  The lock is the kernel's: it is freed when its
+        holder dies, however it dies.
+        """
+        work = self.root / ".work" / f"{stage}-{key}"
+        work.mkdir(parents=True, exist_ok=True)
+        with (work.parent / f"{stage}-{key}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            work.mkdir(exist_ok=True)
+            for leftover in work.iterdir():
+                if leftover.name != RESUME:
+                    _remove(leftover)
+            yield work
+
+    def commit(self, work: Path, manifest: dict[str, Any]) -> Manifest:
+        """Publish `work` as an artifact: sync its files, write the manifest, rename.
+
+        `manifest` holds the fields of Manifest without digest, created and files.  If another process published the
+        same key first, its artifact stands and this one is dropped.  Raises LedgerError when rows were lost.
+        """
+        rejected = sum(manifest["rejected"].values())
+        if manifest["rows_in"] != manifest["rows_kept"] + rejected:
+            raise LedgerError(
+                f"{manifest['stage']}: {manifest['rows_in']} rows in, but {manifest['rows_kept']} kept "
+                f"and {rejected} rejected; nothing was published"
+            )
+        shutil.rmtree(work / RESUME, ignore_errors=True)
+        files = [_sync(path, work) for path in sorted(work.rglob("*")) if path.is_file()]
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        complete = Manifest(**manifest, digest=content_digest(files), created=created, files=files)
+        _write_synced(work / MANIFEST, complete.model_dump_json(indent=1))
+        for folder in [path for path in work.rglob("*") if path.is_dir()] + [work]:
+            _sync_folder(folder)
+        target = self.root / complete.stage / complete.key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (winner := self.find(complete.stage, complete.key)) is not None:
+            shutil.rmtree(work)
+            return winner
+        os.rename(work, target)
+        _sync_folder(target.parent)
+        return complete
+
+    def _quarantine(self, folder: Path, damage: DamagedArtifactError) -> None:
+        """Move a damaged artifact aside, where nobody reads it and a person can look at it."""
+        if not folder.exists():
+            return
+        aside = self.root / ".quarantine" / f"{folder.parent.name}-{folder.name}-{time.time_ns()}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(folder, aside)
+        log.warning("%s; it was moved to %s and will be made again", damage, aside)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in `folder`; raises DamagedArtifactError when it is missing, torn or not one."""
+    try:
+        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except OSError as error:
+        raise DamagedArtifactError(f"{folder}: no readable manifest ({error.strerror})") from None
+    except ValidationError as error:
+        raise DamagedArtifactError(f"{folder}: its manifest is damaged ({error.error_count()} errors)") from None
+
+
+def content_digest(files: list[FileEntry]) -> str:
+    """Digest of what is in an artifact: equal content gives an equal digest, whenever and however it was made."""
+    return digest_json([[entry.path, entry.sha256] for entry in files])
+
+
+def _check(folder: Path, entry: FileEntry, *, trust_time: bool) -> None:
+    path = folder / entry.path
+    try:
+        status = path.stat()
+    except OSError:
+        raise DamagedArtifactError(f"{path} is missing") from None
+    if status.st_size != entry.size_bytes:
+        raise DamagedArtifactError(f"{path} has {status.st_size} bytes, its manifest says {entry.size_bytes}")
+    same_time = status.st_mtime_ns == entry.modified_ns
+    if not (trust_time and same_time) and digest_file(path) != entry.sha256:
+        raise DamagedArtifactError(f"{path} was altered: its SHA-256 is not the one in the manifest")
+
+
+def _refuse_strangers(folder: Path, manifest: Manifest) -> None:
+    """A file that the manifest does not know would be read by whoever lists the folder."""
+    known = {entry.path for entry in manifest.files} | {MANIFEST}
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    if strangers := sorted(present - known):
+        raise DamagedArtifactError(f"{folder / strangers[0]} is not in the manifest")
+
+
+def _sync(path: Path, base: Path) -> FileEntry:
+    """Flush a file to disk and describe it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    status = path.stat()
+    return FileEntry(
+        path=path.relative_to(base).as_posix(),
+        sha256=digest_file(path),
+        size_bytes=status.st_size,
+        modified_ns=status.st_mtime_ns,
+    )
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

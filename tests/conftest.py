@@ -1,0 +1,93 @@
+"""Small things that the tests are made of: a tiny base model, a tiny data set, a config over both."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+COLOURS = ["red", "green", "blue", "white", "black", "brown", "pink", "grey", "gold", "teal"]
+ROWS = [
+    {"task": task, "instruction": f"{verb} {colour} {other}.", "output": answer(colour, other)}
+    for task, verb, answer in (
+        ("first", "Say the first of", lambda a, b: a),
+        ("last", "Say the last of", lambda a, b: b),
+        ("both", "Say both of", lambda a, b: f"{a} {b}"),
+    )
+    for colour in COLOURS
+    for other in COLOURS
+    if colour != other
+]
+
+
+def write_jsonl(path: Path, rows: list[object]) -> Path:
+    """Rows as JSON Lines; a row that is text already stands as it is."""
+    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A randomly initialised Llama of 30,000 parameters with a byte-level tokenizer, as a base model folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([row["instruction"] + row["output"] for row in ROWS], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+    )
+    fast.save_pretrained(folder)
+    set_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        eos_token_id=fast.eos_token_id,
+        pad_token_id=fast.pad_token_id,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, tiny_base: Path) -> Path:
+    """A whole config over 270 rows and the tiny base; everything lies below tmp_path."""
+    data = write_jsonl(tmp_path / "colours.jsonl", ROWS)
+    config = {
+        "name": "tiny",
+        "model": {"base": str(tiny_base)},
+        "collect": {"sources": [{"path": str(data)}]},
+        "split": {"validation": 0.1, "test": 0.1},
+        "format": {"max_seq_length": 64},
+        "fine_tune": {"epochs": 1.0, "learning_rate": 0.01, "evals_per_epoch": 2, "precision": "fp32"},
+        "evaluate": {"max_new_tokens": 8},
+        "export": {"parity_rows": 8},
+        "store": str(tmp_path / "artifacts"),
+        "runs": str(tmp_path / "runs"),
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
