@@ -1,13 +1,13 @@
 """The command line: `attune run`, `attune check`, `attune verify`."""
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
@@ -34,18 +34,24 @@ Overrides = Annotated[
 
 def main() -> None:
     """Entry point: a failure that attune explains ends in one message and its exit code, without a traceback."""
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
-    )
+    _log_to_terminal()
     try:
-        app(standalone_mode=False)
+        app()
     except AttuneError as error:
         print(f"attune: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except typer.Abort:
-        raise SystemExit(130) from None
+
+
+def _log_to_terminal() -> None:
+    """Our own lines on stderr; those of the libraries only when something is wrong."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
+    logger = logging.getLogger("attune")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    logger.propagate = False
 
 
 @app.command()
@@ -81,15 +87,14 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     found = check_rows(settings)
     for source in found.sources:
         rejected = ", ".join(f"{reason} {rows}" for reason, rows in source.rejected.items()) or "none"
-        looked = f"first {source.rows} rows" if source.more else f"all {source.rows} rows"
-        console.print(f"source {source.label}: {source.shape}, {looked}, rejected: {rejected}", markup=False)
+        looked = f"{source.rows} rows, looked at {source.looked_at}, of these rejected: {rejected}"
+        console.print(f"source {source.label}: {source.shape}, {looked}", markup=False)
     for number, sample in enumerate(found.samples, start=1):
         console.print(f"\nexample {number}: {len(sample.input_ids)} tokens, supervised ones in green")
         console.print(_colour(sample.input_ids, sample.loss_mask, found.tokenizer))
-    counted = "" if found.complete else " (counted on the first rows only; the sources go on)"
     console.print(
-        f"\ntraining rows {found.training_rows}, tokens {found.tokens}, of them supervised {found.supervised_tokens}, "
-        f"optimizer steps {found.steps}{counted}"
+        f"\n{'' if found.complete else 'about '}{found.training_rows} training examples, {found.tokens} tokens, "
+        f"{found.supervised_tokens} of them supervised, at most {found.steps} optimizer steps"
     )
     console.print(plan_table(steps))
 
@@ -116,7 +121,7 @@ def _record_cached(settings: PipelineConfig, store: ArtifactStore, steps: list[S
             folder.add(stage_record(step.manifest, cached=True, why=step.why), store.path(step.ref))
             console.print(f"{step.stage.name}: cached {step.key}")
     folder.end()
-    write_report(folder, store)
+    write_report(folder)
     return folder.path
 
 

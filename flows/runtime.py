@@ -30,6 +30,7 @@ from tasks.stages import STAGES, Stage
 from tasks.store import ArtifactRef, ArtifactStore
 
 log = logging.getLogger("attune")
+log.setLevel(logging.INFO)
 
 
 class Run:
@@ -52,7 +53,7 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
         self.failure = error if isinstance(error, AttuneError) else None
         self.folder.end(f"{error or kind.__name__}" if kind else "")
-        write_report(self.folder, self.store)
+        write_report(self.folder)
         return self.failure is not None
 
     def result(self) -> State[str]:
@@ -83,15 +84,16 @@ def as_task(stage: Stage) -> Callable[..., ArtifactRef]:
     @task(name=stage.name, task_run_name=stage.name, cache_policy=NO_CACHE, persist_result=False)
     def run_task(config: PipelineConfig, step: Step, refs: dict[str, ArtifactRef]) -> State[StageRecord]:
         if step.manifest is not None:
-            log.info("%s: cached %s", stage.name, step.key[:12])
+            log.info("%s: cached %s", stage.name, step.key)
             record = stage_record(step.manifest, cached=True, why=step.why)
             return Completed(name="Cached", message=f"cached {step.key}", data=record)
-        log.info("%s: runs, because %s", stage.name, step.why)
+        log.info("%s: runs (%s)", stage.name, step.why)
         try:
             record = run_stage(stage, config, step, refs)
         except AttuneError as error:
             return Failed(message=str(error), data=error)
-        log.info("%s: %d rows in, %d kept, %.1f s", stage.name, record.rows_in, record.rows_kept, record.seconds)
+        rejected = record.rows_in - record.rows_kept
+        log.info("%s: %d rows in, %d rejected, %.1f s", stage.name, record.rows_in, rejected, record.seconds)
         return Completed(message=f"made {step.key}", data=record)
 
     _TASKS[stage.name] = run_task

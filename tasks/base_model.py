@@ -1,4 +1,4 @@
-"""The base model's folder: found, refused when it is unsafe or incomplete, and digested, before any library opens it."""
+"""The base model's folder: found, digested, and refused when unsafe or incomplete, before any library opens it."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def resolve(model: ModelConfig) -> Path:
 
 
 def digest(folder: Path, *, weights: bool) -> str:
-    """Digest of the files that loading the model reads; without `weights`, of those that loading its tokenizer reads."""
+    """Digest of the files that loading the model reads; without `weights`, that loading its tokenizer reads."""
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and _is_read(path, weights)]
     return digest_json([[path.name, digest_file(path)] for path in files])
 

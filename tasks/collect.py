@@ -81,7 +81,7 @@ def _collect_source(
     rows_before, rejected_before = ledger.rows_in, ledger.rejected.total()
     while batch := list(itertools.islice(rows, BATCH_ROWS)):
         ledger.enter(len(batch))
-        kept, rejected = _examples(source, shape, batch)
+        kept, rejected = examples(source, shape, batch)
         ledger.reject(rejected)
         ledger.keep("examples", pa.Table.from_pylist(kept, schema=EXAMPLE))
     read = ledger.rows_in - rows_before
@@ -92,11 +92,12 @@ def _collect_source(
         reasons = ", ".join(f"{reason} {rows}" for reason, rows in ledger.rejected.most_common())
         raise SourceError(
             f"source {source.path}: {bad} of {read} rows are bad, more than collect.max_reject_ratio = "
-            f"{config.max_reject_ratio:g} allows. Reasons so far: {reasons}. First: {ledger.first_rejected(source.label)}"
+            f"{config.max_reject_ratio:g} allows. Reasons so far: {reasons}. "
+            f"First: {ledger.first_rejected(source.label)}"
         )
 
 
-def _examples(
+def examples(
     source: SourceConfig, shape: Callable[[dict[str, Any]], dict[str, Any]], rows: list[Row]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows that became examples, and the ledger's lines for those that did not."""

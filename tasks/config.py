@@ -4,6 +4,7 @@
 in the Prefect UI.  Defaults are plain values because the form shows nothing for a default factory.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -200,9 +201,14 @@ class FineTuneConfig(Section):
     )
     scratch_control: bool = Field(
         False,
-        description="Also tune a randomly initialised copy with the same settings, to show what pre-training contributed.",
+        description="Also tune a randomly initialised copy, to show what pre-training contributed.",
     )
     seed: int = Field(0, ge=0, description="Seed of data order, dropout and random initialisation.")
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps of a whole training over `rows` rows (packed rows with packing)."""
+        batches = math.ceil(rows / self.per_device_batch_size)
+        return self.max_steps or math.ceil(math.ceil(batches / self.gradient_accumulation_steps) * self.epochs)
 
 
 class EvaluateConfig(Section):

@@ -17,12 +17,15 @@ from tasks.schema import PREDICTION
 
 log = logging.getLogger("attune.evaluate")
 
+SAMPLES = 24
+"""Test rows whose answers are shown, spread over the tasks."""
+
 Row = dict[str, Any]
 Table = dict[str, dict[str, dict[str, float | int]]]
 
 
 def evaluate(config: EvaluateConfig, inputs: dict[str, Path], out: Path) -> Summary:
-    """Write `predictions` (columns PREDICTION) of every system; figures hold `evaluation`.
+    """Write `predictions` (columns PREDICTION) of every system; figures hold `evaluation` and `samples`, a few answers.
 
     `evaluation` is {system: {part: {metric: {value, rows}}}} with systems base, tuned and, where fine_tune made one,
     scratch; parts are `test` (all rows), `source:<name>` and `task:<name>`; `loss` is the mean per supervised token.
@@ -36,6 +39,7 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Path], out: Path) -> Summ
         "tuned": inputs["fine_tune"] / "tuned",
     }
     evaluation: dict[str, Table] = {}
+    samples: list[Row] = []
     writer = ShardWriter(out / "predictions", PREDICTION)
     for system, folder in folders.items():
         if folder.exists():
@@ -43,9 +47,10 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Path], out: Path) -> Summ
             _score(answers, scorers)
             writer.write(pa.Table.from_pylist(answers, schema=PREDICTION))
             evaluation[system] = _table(answers)
+            samples = _add_samples(samples, answers)
             log.info("%s: %s", system, _words(evaluation[system]["test"]))
     writer.close()
-    return Summary(rows_in=len(rows), rows_kept=len(rows), figures={"evaluation": evaluation})
+    return Summary(rows_in=len(rows), rows_kept=len(rows), figures={"evaluation": evaluation, "samples": samples})
 
 
 def _answers(
@@ -97,6 +102,24 @@ def _means(answers: list[Row]) -> dict[str, dict[str, float | int]]:
     loss = sum(row["loss"] * row["supervised_tokens"] for row in answers) / tokens
     scores = {name: sum(row["scores"][name] for row in answers) / rows for name in answers[0]["scores"]}
     return {name: {"value": value, "rows": rows} for name, value in {"loss": loss, **scores}.items()}
+
+
+def _add_samples(samples: list[Row], answers: list[Row]) -> list[Row]:
+    """The samples with this system's answers too; the first system chooses the rows, taking the tasks in turn."""
+    by_id = {answer["id"]: answer for answer in answers}
+    if not samples:
+        rank: dict[str, int] = defaultdict(int)
+        ranked = []
+        for answer in answers:
+            rank[answer["task"]] += 1
+            ranked.append((rank[answer["task"]], len(ranked), answer))
+        chosen = [answer for _, _, answer in sorted(ranked, key=lambda entry: entry[:2])[:SAMPLES]]
+        samples = [
+            {name: row[name] for name in ("id", "task", "prompt", "reference")} | {"answers": {}} for row in chosen
+        ]
+    for sample in samples:
+        sample["answers"][answers[0]["system"]] = by_id[sample["id"]]["prediction"]
+    return samples
 
 
 def _words(means: dict[str, dict[str, float | int]]) -> str:

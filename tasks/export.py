@@ -57,6 +57,6 @@ def check_answers(tuned: Path, folder: Path, rows: list[dict[str, Any]]) -> None
     for row, evaluated, exported in zip(rows, *answers, strict=True):
         if evaluated != exported:
             raise ExportError(
-                f"export: row {row['source']}:{row['line']} is answered {exported} by the export and {evaluated} by the "
-                "evaluated model; nothing was published"
+                f"export: row {row['source']}:{row['line']} is answered {exported} by the export and "
+                f"{evaluated} by the evaluated model; nothing was published"
             )

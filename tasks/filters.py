@@ -34,7 +34,7 @@ def too_long(examples: "pd.DataFrame", max_chars: int = 20_000) -> "pd.Series[bo
 
 @FILTERS
 def broken_text(examples: "pd.DataFrame") -> "pd.Series[bool]":
-    """A replacement character, a control character, or text that was decoded in the wrong encoding (ftfy's heuristic)."""
+    """A replacement or control character, or text that was decoded in the wrong encoding (ftfy's heuristic)."""
     from ftfy.badness import is_bad
 
     text = examples["instruction"] + "\n" + examples["input"] + "\n" + examples["output"]

@@ -77,12 +77,6 @@ def uses_bf16(config: FineTuneConfig) -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def steps_in_total(config: FineTuneConfig, rows: int) -> int:
-    """Optimizer steps of a whole training over `rows` packed rows."""
-    per_epoch = math.ceil(math.ceil(rows / config.per_device_batch_size) / config.gradient_accumulation_steps)
-    return config.max_steps or math.ceil(per_epoch * config.epochs)
-
-
 def _train(
     system: str, base: Path, config: FineTuneConfig, train: Dataset, validation: list[dict[str, Any]], checkpoints: Path
 ) -> TokenTrainer:
@@ -107,7 +101,7 @@ def _train(
 
 
 def _arguments(config: FineTuneConfig, rows: int, checkpoints: Path) -> TrainingArguments:
-    steps = steps_in_total(config, rows)
+    steps = config.steps(rows)
     validations = max(1, round(config.evals_per_epoch * (config.epochs if not config.max_steps else 1)))
     every = max(1, math.ceil(steps / validations))
     return TrainingArguments(

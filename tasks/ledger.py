@@ -31,7 +31,7 @@ class Summary:
 
 
 class ShardWriter:
-    """Write tables of one schema into `folder` as numbered Parquet files, each synced and verified by its digest later."""
+    """Write tables of one schema into `folder` as numbered Parquet files."""
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
         self.folder, self.schema = folder, schema

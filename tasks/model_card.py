@@ -30,7 +30,8 @@ def model_card(inputs: dict[str, Path], parity_rows: int) -> str:
             "",
             *_results(manifests["evaluate"].figures["evaluation"]),
             "",
-            f"Before it was published, the export answered {parity_rows} test rows with the same tokens as the evaluated model.",
+            f"Before it was published, the export answered {parity_rows} test rows "
+            "with the same tokens as the evaluated model.",
             "",
             "## Data",
             "",

@@ -1,17 +1,12 @@
 """Tables of a run: what the terminal shows at its end, and report.md."""
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from tasks.run_record import RunFolder, RunRecord
-from tasks.store import ArtifactStore
-
-SAMPLES = 12
-"""Test rows of which report.md shows the answers."""
 
 
 def closing_table(record: RunRecord) -> Group:
@@ -19,7 +14,7 @@ def closing_table(record: RunRecord) -> Group:
     return Group(_stage_table(record), *([_evaluation_table(record)] if record.evaluation else []))
 
 
-def write_report(folder: RunFolder, store: ArtifactStore) -> Path:
+def write_report(folder: RunFolder) -> Path:
     """Write report.md beside run.json."""
     record = folder.record
     lines = [f"# {record.name}", "", f"{record.state} · {record.started} to {record.ended}", ""]
@@ -29,7 +24,7 @@ def write_report(folder: RunFolder, store: ArtifactStore) -> Path:
     if record.evaluation:
         lines += ["## Base against tuned", "", *_markdown(_evaluation_rows(record, tasks=False)), ""]
         lines += ["### By task", "", *_markdown(_evaluation_rows(record, tasks=True)), ""]
-        lines += ["## Answers", "", *_markdown(_sample_rows(record, store)), ""]
+        lines += ["## Answers", "", *_markdown(_sample_rows(record)), ""]
     path = folder.path / "report.md"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
@@ -71,35 +66,14 @@ def _evaluation_rows(record: RunRecord, *, tasks: bool) -> Rows:
     ]
 
 
-def _sample_rows(record: RunRecord, store: ArtifactStore) -> Rows:
-    """Answers of all systems to the same few rows, spread over the tasks."""
-    from tasks.ledger import read
-
-    evaluated = next(stage for stage in record.stages if stage.stage == "evaluate")
-    answers = read(store.path(evaluated.ref) / "predictions").to_pylist()
-    by_id: dict[str, dict[str, dict[str, Any]]] = {}
-    for answer in answers:
-        by_id.setdefault(answer["id"], {})[answer["system"]] = answer
-    chosen = _spread(list(by_id.values()), list(record.evaluation)[-1])
+def _sample_rows(record: RunRecord) -> Rows:
+    """The answers of all systems to the same few rows."""
     systems = list(record.evaluation)
-    rows = [["task", "prompt", "reference", *systems]]
-    for answer in chosen:
-        first = answer[systems[0]]
-        rows.append(
-            [first["task"], first["prompt"], first["reference"], *(answer[name]["prediction"] for name in systems)]
-        )
-    return rows
-
-
-def _spread(answers: list[dict[str, dict[str, Any]]], system: str) -> list[dict[str, dict[str, Any]]]:
-    """The first answer of each task, then the second of each, and so on, up to SAMPLES."""
-    seen: dict[str, int] = {}
-    ranked = []
-    for answer in answers:
-        task = answer[system]["task"]
-        seen[task] = seen.get(task, 0) + 1
-        ranked.append((seen[task], len(ranked), answer))
-    return [answer for _, _, answer in sorted(ranked, key=lambda entry: entry[:2])[:SAMPLES]]
+    samples = next(stage.figures["samples"] for stage in record.stages if stage.stage == "evaluate")
+    return [["task", "prompt", "reference", *systems]] + [
+        [row["task"], row["prompt"], row["reference"], *(row["answers"][system] for system in systems)]
+        for row in samples
+    ]
 
 
 def _markdown(rows: Rows) -> list[str]:

@@ -101,7 +101,7 @@ class RunFolder:
                 system: {
                     part: {name: Score(**score) for name, score in scores.items()} for part, scores in table.items()
                 }
-                for system, table in record.figures["evaluation"].items()
+                for system, table in record.figures.pop("evaluation").items()
             }
         if record.stage == "export":
             self.record.export = ExportRecord(path=str(artifact), formats=record.figures["formats"])

@@ -29,7 +29,8 @@ def split(config: SplitConfig, inputs: dict[str, Path], out: Path) -> Summary:
     sizes = {name: read(out / name, columns=["id"]).num_rows for name in SPLITS}
     if empty := [name for name in SPLITS if sizes[name] == 0]:
         raise EmptySplitError(
-            f"split: no row of {ledger.rows_in} went to {empty[0]} (validation {config.validation:g}, test {config.test:g}); "
+            f"split: no row of {ledger.rows_in} went to {empty[0]} "
+            f"(validation {config.validation:g}, test {config.test:g}); "
             "give it a larger share, add rows, or bind a source to it with 'split:'"
         )
     return ledger.summary(**sizes)
@@ -59,7 +60,7 @@ def _divide(table: pa.Table, claimed: dict[str, str], config: SplitConfig, ledge
     rows = zip(table["group"].to_pylist(), table["split"].to_pylist(), strict=True)
     for index, (group, bound) in enumerate(rows):
         owner = claimed.get(group, "")
-        # A fixed validation or test set is not added to; a row that shares a group with it must not be trained on either.
+        # A fixed validation or test set is not added to, and a row that shares a group with it must not be trained on.
         joins = bound == owner or (owner == "train" and not bound)
         places.append((owner or by_hash(group, config)) if joins else "")
         if not joins:

@@ -40,7 +40,7 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What an artifact is, what it was made from, and what is in it; its schema is documented in docs/architecture.md."""
+    """What an artifact is, what it was made from, and what is in it."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -21,14 +21,16 @@ TEMPLATES = {
     "plain": (
         "{%- for message in messages -%}"
         "{%- if message['role'] == 'assistant' -%}"
-        "{{- '### Response:\\n' -}}{% generation %}{{- message['content'] + eos_token -}}{% endgeneration %}{{- '\\n' -}}"
+        "{{- '### Response:\\n' -}}"
+        "{% generation %}{{- message['content'] + eos_token -}}{% endgeneration %}{{- '\\n' -}}"
         "{%- elif message['role'] == 'user' -%}{{- '### Instruction:\\n' + message['content'] + '\\n\\n' -}}"
-        "{%- else -%}{{- '### ' + message['role'] | capitalize + ':\\n' + message['content'] + '\\n\\n' -}}{%- endif -%}"
+        "{%- else -%}{{- '### ' + message['role'] | capitalize + ':\\n' + message['content'] + '\\n\\n' -}}"
+        "{%- endif -%}"
         "{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- '### Response:\\n' -}}{%- endif -%}"
     ),
 }
-"""Jinja chat templates by name.  chatml needs its two marks as special tokens; plain needs only an end-of-text token."""
+"""Jinja chat templates by name.  chatml needs its two marks as tokens; plain needs only an end-of-text token."""
 
 
 class Rendered(NamedTuple):
@@ -47,7 +49,7 @@ class Rendered(NamedTuple):
 
 
 def choose(name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The Jinja text of template `name`; `auto` is the tokenizer's own, else chatml where its marks are known, else plain.
+    """The Jinja text of a template; `auto` is the tokenizer's own, else chatml where its marks are known, else plain.
 
     Raises TemplateError when the tokenizer cannot carry the template.
     """

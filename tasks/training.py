@@ -1,4 +1,4 @@
-"""What attune adds to the Hugging Face Trainer: a loss per supervised token, a stop at non-finite ones, a log, resume."""
+"""What attune adds to the Hugging Face Trainer: a loss per supervised token, a stop when it is not finite, a log."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from tasks.errors import TrainingError
 from tasks.families import decoder_only
@@ -27,6 +27,7 @@ class TokenTrainer(Trainer):
     def __init__(self, *, label_smoothing: float, **kwargs: Any) -> None:
         super().__init__(compute_loss_func=self._loss, data_collator=decoder_only.collate, **kwargs)
         self.label_smoothing = label_smoothing
+        self.remove_callback(PrinterCallback)
 
     def _loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
         losses = decoder_only.token_losses(outputs.logits, labels, self.label_smoothing)

@@ -7,7 +7,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 
 def write(tuned: Path, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig, folder: Path) -> None:
-    """Write the tuned model as a folder that `AutoModelForCausalLM.from_pretrained` opens; weights are copied, byte for byte."""
+    """Write a folder that `AutoModelForCausalLM.from_pretrained` opens; weights are copied byte for byte."""
     shutil.copytree(tuned, folder)
     tokenizer.save_pretrained(folder)
     generation.save_pretrained(folder)

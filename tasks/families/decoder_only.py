@@ -7,12 +7,15 @@ from typing import Any
 import torch
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from tasks import templates
 from tasks.progress import progress
 from tasks.schema import IGNORE_INDEX
 
 Row = Mapping[str, Any]
+
+disable_progress_bar()  # the Trainer and from_pretrained would draw one for every checkpoint
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

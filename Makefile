@@ -1,0 +1,37 @@
+.PHONY: help setup pipeline base-model quickstart-data test test-slow lint check
+PYTHON ?= python3
+BIN := .venv/bin
+CONFIG ?= configs/quickstart.yaml
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: .venv/.installed  ## .venv with everything, from constraints.txt; does nothing when it is there
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("attune needs Python 3.11 or newer: make PYTHON=…")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+pipeline: setup  ## run the pipeline: make pipeline CONFIG=configs/dolly.yaml
+	@$(BIN)/attune run $(CONFIG)
+
+check: setup  ## look at a config and its first rows without running anything
+	@$(BIN)/attune check $(CONFIG)
+
+test: setup  ## every essential test
+	@$(BIN)/pytest -m 'not slow'
+
+test-slow: setup  ## the tests that take minutes
+	@$(BIN)/pytest -m slow
+
+lint: setup  ## ruff
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+quickstart-data: setup  ## write the quickstart's data again (byte-identical)
+	@$(BIN)/python data/quickstart/make_data.py
+
+base-model: setup  ## pre-train the quickstart's base model again (an hour on 2 cores)
+	@$(BIN)/python data/quickstart/make_base_model.py
