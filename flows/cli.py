@@ -63,7 +63,11 @@ def run(
     """Run the pipeline; stages whose inputs, settings and code are unchanged are cached."""
     settings = load(config, overrides)
     store = ArtifactStore(settings.store)
-    steps = plan(settings, store)
+    try:
+        steps = plan(settings, store)
+    except AttuneError as error:
+        _new_folder(settings).end(str(error))
+        raise
     if explain:
         console.print(plan_table(steps))
     if all(step.manifest for step in steps):
@@ -88,13 +92,14 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     for source in found.sources:
         rejected = ", ".join(f"{reason} {rows}" for reason, rows in source.rejected.items()) or "none"
         looked = f"{source.rows} rows, looked at {source.looked_at}, of these rejected: {rejected}"
-        console.print(f"source {source.label}: {source.shape}, {looked}", markup=False)
+        console.print(f"source {source.label}: {source.shape}, {looked}", markup=False, soft_wrap=True)
     for number, sample in enumerate(found.samples, start=1):
         console.print(f"\nexample {number}: {len(sample.input_ids)} tokens, supervised ones in green")
         console.print(_colour(sample.input_ids, sample.loss_mask, found.tokenizer))
     console.print(
         f"\n{'' if found.complete else 'about '}{found.training_rows} training examples, {found.tokens} tokens, "
-        f"{found.supervised_tokens} of them supervised, at most {found.steps} optimizer steps"
+        f"{found.supervised_tokens} of them supervised, at most {found.steps} optimizer steps",
+        soft_wrap=True,
     )
     console.print(plan_table(steps))
 
@@ -115,7 +120,7 @@ def verify(config: ConfigPath = Path("configs/quickstart.yaml"), overrides: Over
 
 def _record_cached(settings: PipelineConfig, store: ArtifactStore, steps: list[Step]) -> Path:
     """Record a run in which nothing had to be done; Prefect is not needed for that."""
-    folder = RunFolder(settings.runs, settings.name, settings.model_dump(mode="json"))
+    folder = _new_folder(settings)
     for step in steps:
         if step.manifest and step.ref:
             folder.add(stage_record(step.manifest, cached=True, why=step.why), store.path(step.ref))
@@ -123,6 +128,10 @@ def _record_cached(settings: PipelineConfig, store: ArtifactStore, steps: list[S
     folder.end()
     write_report(folder)
     return folder.path
+
+
+def _new_folder(settings: PipelineConfig) -> RunFolder:
+    return RunFolder(settings.runs, settings.name, settings.model_dump(mode="json"))
 
 
 def show(folder: Path) -> None:

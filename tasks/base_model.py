@@ -9,7 +9,7 @@ from tasks.config import ModelConfig
 from tasks.errors import ModelError
 from tasks.store import digest_file, digest_json
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 _WANTED_FROM_HUB = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
@@ -58,11 +58,9 @@ def _check(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir())
     if scripts := [name for name in names if name.endswith(".py")]:
         raise ModelError(f"model.base: {folder} brings its own code ({scripts[0]}); attune runs no remote code")
-    config = _json(folder / "config.json")
-    if "auto_map" in config:
-        raise ModelError(
-            f"model.base: {folder / 'config.json'} asks for its own code (auto_map); attune runs no remote code"
-        )
+    for path in {folder / "config.json", *folder.glob("*config.json")}:
+        if "auto_map" in _json(path):
+            raise ModelError(f"model.base: {path} asks for its own code (auto_map); attune runs no remote code")
     if not any(name.startswith("tokenizer") or name == "vocab.json" for name in names):
         raise ModelError(f"model.base: {folder} holds no tokenizer")
     shards = [path for path in folder.iterdir() if path.suffix == ".safetensors"]
@@ -73,8 +71,10 @@ def _check(folder: Path) -> None:
         )
         raise ModelError(f"model.base: {folder} holds {has}; it needs *.safetensors")
     index = folder / "model.safetensors.index.json"
-    wanted = set(_json(index).get("weight_map", {}).values()) if index.exists() else set()
-    if missing := sorted(wanted - set(names)):
+    weight_map = _json(index).get("weight_map") if index.exists() else {}
+    if not isinstance(weight_map, dict):
+        raise ModelError(f"model.base: {index} has no weight_map")
+    if missing := sorted(set(map(str, weight_map.values())) - set(names)):
         raise ModelError(f"model.base: {folder} is incomplete: {missing[0]} is missing")
     for shard in shards:
         _check_shard(shard)
@@ -90,9 +90,9 @@ def _check_shard(path: Path) -> None:
         try:
             header = json.loads(file.read(header_bytes))
             ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-        except (ValueError, TypeError, KeyError, AttributeError):
+            expected = 8 + header_bytes + max(ends, default=0)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             raise ModelError(f"model.base: {path} is no safetensors file") from None
-    expected = 8 + header_bytes + max(ends, default=0)
     if size != expected:
         raise ModelError(
             f"model.base: {path} has {size} bytes, its header says {expected}: it is damaged or half copied"

@@ -66,9 +66,7 @@ def check(config: PipelineConfig) -> Check:
         training_rows=scaled(lambda _: 1),
         tokens=scaled(lambda row: len(row.input_ids)),
         supervised_tokens=scaled(lambda row: sum(row.loss_mask)),
-        steps=config.fine_tune.steps(
-            max(1, scaled(lambda _: 1) if not config.format.packing else _packs(sources, config))
-        ),
+        steps=config.fine_tune.steps(_packs(sources, config) if config.format.packing else scaled(lambda _: 1)),
     )
 
 
@@ -95,8 +93,9 @@ def _source(source: SourceConfig, config: PipelineConfig, tokenizer: Any) -> Sou
     rejected.update(reason for reason in reasons if reason)
     clean = [row for row, reason in zip(kept, reasons, strict=True) if not reason]
     training = []
-    for row, rendered in zip(clean, render([messages(row) for row in clean], tokenizer), strict=True):
-        reason, _ = refusal(rendered, config.format.max_seq_length)
+    conversations = [messages(row) for row in clean]
+    for row, conversation, rendered in zip(clean, conversations, render(conversations, tokenizer), strict=True):
+        reason, _ = refusal(conversation, rendered, tokenizer, config.format.max_seq_length)
         if reason:
             rejected[reason] += 1
         elif (row["split"] or by_hash(row["group"], config.split)) == "train":

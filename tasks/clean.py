@@ -3,6 +3,7 @@
 import hashlib
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -50,8 +51,8 @@ def _drop_duplicates(table: pa.Table, seen: dict[bytes, str], ledger: Ledger) ->
     """Keep the first row of each content; `seen` maps a content's hash to the place of the row that was kept."""
     kept, duplicates = [], []
     for index, row in enumerate(table.to_pylist()):
-        content = repr([row[column] for column in _CONTENT])
-        fingerprint = hashlib.blake2b(_normalised(content).encode(), digest_size=16).digest()
+        content = repr([_normalised(row[column]) for column in _CONTENT])
+        fingerprint = hashlib.blake2b(content.encode(), digest_size=16).digest()
         place = f"{row['source']}:{row['line']}"
         first = seen.setdefault(fingerprint, place)
         if first == place:
@@ -62,5 +63,8 @@ def _drop_duplicates(table: pa.Table, seen: dict[bytes, str], ledger: Ledger) ->
     return table.take(pa.array(kept, pa.int64()))
 
 
-def _normalised(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
+def _normalised(value: Any) -> Any:
+    """A text, or the turns of a history, in normal form C and with one space for every run of space."""
+    if isinstance(value, str):
+        return " ".join(unicodedata.normalize("NFC", value).split())
+    return [(turn["role"], _normalised(turn["content"])) for turn in value]

@@ -23,7 +23,7 @@ Params = dict[str, bool | int | float | str]
 class Section(BaseModel):
     """A config section: strict types, no unknown keys, never changed after it was read."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -291,12 +291,12 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: extends itself")
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (_Loader is a SafeLoader)
+        raw = _yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such config; the shipped ones are in configs/") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: a config is a mapping of sections, got {type(raw).__name__}")
@@ -306,6 +306,14 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(parent, str):
         raise ConfigError(f"{path}: extends: takes the path of another config, got {parent!r}")
     return _merge(_read(path.parent / parent, (*seen, path.resolve())), raw)
+
+
+def _yaml(text: str) -> Any:
+    """The value that `text` holds; raises YAMLError, also where PyYAML fails otherwise, as on the date 2020-13-45."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 (_Loader is a SafeLoader)
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise yaml.YAMLError(f"a value cannot be read: {error}") from None
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -326,7 +334,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     for section in sections:
         node = _child(node, section, override)
     try:
-        value = yaml.load(text, _Loader)  # noqa: S506 (_Loader is a SafeLoader)
+        value = _yaml(text)
     except yaml.YAMLError:
         raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
     if isinstance(node, list):
@@ -344,7 +352,7 @@ def _child(node: Any, name: str, override: str) -> Any:
 
 
 def _position(items: list[Any], text: str, override: str) -> int:
-    if not text.isdigit() or int(text) >= len(items):
+    if not text.isdecimal() or int(text) >= len(items):
         raise ConfigError(f"override {override!r}: {text!r} is no position in a list of {len(items)}; the first is 0")
     return int(text)
 

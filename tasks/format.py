@@ -18,8 +18,8 @@ def format(config: FormatConfig, inputs: dict[str, Path], out: Path) -> Summary:
     """Write `train`, `validation`, `test` (columns TOKENIZED) and `tokenizer/`, which carries the chat template.
 
     Rejects examples that are longer than max_seq_length (`too_many_tokens`), that have nothing to learn
-    (`no_supervised_tokens`) or where training and serving would tokenise the prompt differently
-    (`token_across_prompt_end`).  Raises TrainingError when nothing is left to train on.
+    (`no_supervised_tokens`), whose text holds a special token (`special_token_in_text`) or where training and serving
+    would tokenise the prompt differently (`token_across_prompt_end`).  Raises TrainingError when nothing is left.
     """
     tokenizer = load_tokenizer(inputs["base"], config.template)
     tokenizer.save_pretrained(out / "tokenizer")
@@ -47,8 +47,13 @@ def load_tokenizer(base: Path, template: str) -> Any:
     return tokenizer
 
 
-def refusal(rendered: Rendered, max_seq_length: int) -> tuple[str, str]:
-    """Reason and detail for which a rendered example cannot be used, or two empty texts."""
+def refusal(
+    conversation: list[dict[str, str]], rendered: Rendered, tokenizer: Any, max_seq_length: int
+) -> tuple[str, str]:
+    """Reason and detail for which a rendered conversation cannot be used, or two empty texts."""
+    for special in tokenizer.all_special_tokens:
+        if any(special in message["content"] for message in conversation):
+            return "special_token_in_text", f"{special} would be read as a mark of the template"
     if not any(rendered.loss_mask):
         return "no_supervised_tokens", "the answer leaves no token to learn from"
     if len(rendered.input_ids) > max_seq_length:
@@ -64,8 +69,9 @@ def _tokenize(examples: Path, tokenizer: Any, config: FormatConfig, ledger: Ledg
         ledger.enter(table.num_rows)
         rejected = []
         batch = table.to_pylist()
-        for example, rendered in zip(batch, render([messages(row) for row in batch], tokenizer), strict=True):
-            reason, detail = refusal(rendered, config.max_seq_length)
+        conversations = [messages(row) for row in batch]
+        for example, conversation, rendered in zip(batch, conversations, render(conversations, tokenizer), strict=True):
+            reason, detail = refusal(conversation, rendered, tokenizer, config.max_seq_length)
             if reason:
                 rejected.append(rejection(example, reason, detail))
             else:

@@ -37,8 +37,10 @@ def prompt_completion(row: Fields) -> Fields:
 def messages(row: Fields) -> Fields:
     """messages: a list of {role, content}; the last one is the answer, the one before it the instruction."""
     turns = row.get("messages")
+    if turns is None:
+        raise BadRow("null_field" if "messages" in row else "missing_field", "messages")
     if not isinstance(turns, list) or not turns:
-        raise BadRow("wrong_type", f"messages is {_kind(turns)}, not a list of turns")
+        raise BadRow("wrong_type", f"messages is {'empty' if turns == [] else _kind(turns)}, not a list of turns")
     checked = [_turn(turn) for turn in turns]
     system = checked.pop(0)["content"] if checked[0]["role"] == "system" else ""
     if not checked or checked[-1]["role"] != "assistant":
@@ -102,7 +104,7 @@ def _turn(turn: Any) -> dict[str, str]:
     if not isinstance(turn, dict):
         raise BadRow("wrong_type", f"a turn is {_kind(turn)}, not an object")
     role, content = turn.get("role"), turn.get("content")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise BadRow("unknown_role", f"{role!r}")
     if not isinstance(content, str):
         raise BadRow("wrong_type", f"content of a turn is {_kind(content)}, not text")
@@ -110,4 +112,5 @@ def _turn(turn: Any) -> dict[str, str]:
 
 
 def _kind(value: Any) -> str:
-    return {type(None): "null", dict: "an object", list: "a list", bool: "a truth value"}.get(type(value), "a number")
+    kinds = {type(None): "null", str: "text", dict: "an object", list: "a list", bool: "a truth value"}
+    return kinds.get(type(value), "a number")

@@ -59,6 +59,7 @@ def look_up(stage: Stage, config: PipelineConfig, refs: Mapping[str, ArtifactRef
 def _outside_inputs(stage: Stage, config: PipelineConfig) -> dict[str, str]:
     """Digests of what a stage reads that no stage made: the source files, the base model."""
     if stage.name == "collect":
+        base_model.resolve(config.model)  # a bad base is told before any data is touched
         return {f"source {source.label}": sources.digest(source.path) for source in config.collect.sources}
     if stage.base:
         folder = base_model.resolve(config.model)

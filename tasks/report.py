@@ -10,8 +10,9 @@ from tasks.run_record import RunFolder, RunRecord
 
 
 def closing_table(record: RunRecord) -> Group:
-    """Stages with their rows, and base against tuned."""
-    return Group(_stage_table(record), *([_evaluation_table(record)] if record.evaluation else []))
+    """Stages with their rows, tokens, and base against tuned."""
+    evaluated = [_evaluation_table(record)] if record.evaluation else []
+    return Group(_stage_table(record), *map(Text, _token_lines(record)), *evaluated)
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -21,6 +22,7 @@ def write_report(folder: RunFolder) -> Path:
     if record.error:
         lines += ["## What failed", "", record.error, ""]
     lines += ["## Stages", "", *_markdown(_stage_rows(record)), ""]
+    lines += [*_token_lines(record), ""]
     if record.evaluation:
         lines += ["## Base against tuned", "", *_markdown(_evaluation_rows(record, tasks=False)), ""]
         lines += ["### By task", "", *_markdown(_evaluation_rows(record, tasks=True)), ""]
@@ -49,20 +51,29 @@ def _stage_rows(record: RunRecord) -> Rows:
     ]
 
 
+def _token_lines(record: RunRecord) -> list[str]:
+    """What format made of each split."""
+    figures = next((stage.figures for stage in record.stages if stage.stage == "format"), {})
+    return [
+        f"{split}: {found['rows']} examples, {found['tokens']} tokens, {found['supervised_tokens']} of them supervised"
+        for split, found in figures.items()
+    ]
+
+
 def _evaluation_rows(record: RunRecord, *, tasks: bool) -> Rows:
-    """One line per part, one column per system and metric."""
+    """One line per part and metric, one column per system."""
     systems = list(record.evaluation)
     table = record.evaluation[systems[-1]]
-    names = list(table["test"])
-    parts = [part for part in table if part.startswith("task:") == tasks]
-    header = ["part", "rows", *(f"{name} {system}" for name in names for system in systems)]
-    return [header] + [
+    return [["part", "rows", "metric", *systems]] + [
         [
-            part.partition(":")[2] or part,
-            str(table[part][names[0]].rows),
-            *(f"{record.evaluation[system][part][name].value:.3f}" for name in names for system in systems),
+            part.partition(":")[2] or "all of test",
+            str(score.rows),
+            metric,
+            *(f"{record.evaluation[system][part][metric].value:.3f}" for system in systems),
         ]
-        for part in parts
+        for part, scores in table.items()
+        for metric, score in scores.items()
+        if part.startswith("task:") == tasks
     ]
 
 
@@ -103,7 +114,7 @@ def _evaluation_table(record: RunRecord) -> Table:
     header, *body = _evaluation_rows(record, tasks=False)
     table = Table(title="Base against tuned, on the test split", title_justify="left")
     for name in header:
-        table.add_column(name, justify="left" if name == "part" else "right")
+        table.add_column(name, justify="left" if name in {"part", "metric"} else "right")
     for row in body:
         table.add_row(*map(Text, row))
     return table

@@ -99,12 +99,14 @@ class ArtifactStore:
         fails is moved to quarantine with a warning, so that it is made again.
         """
         folder = self.root / stage / key
-        if not (folder / MANIFEST).exists():
+        if not folder.exists():
             return None
         try:
             manifest = read_manifest(folder)
             if (manifest.stage, manifest.key) != (stage, key):
                 raise DamagedArtifactError(f"{folder}: its manifest is of {manifest.stage} {manifest.key}")
+            if manifest.digest != content_digest(manifest.files):
+                raise DamagedArtifactError(f"{folder}: its manifest is damaged (digest and files differ)")
             for entry in manifest.files:
                 _check(folder, entry, trust_time=True)
         except DamagedArtifactError as damage:
@@ -151,6 +153,8 @@ class ArtifactStore:
         with (work.parent / f"{stage}-{key}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             work.mkdir(exist_ok=True)
+            if (aside := _aside(work)).exists():
+                os.rename(aside, work / RESUME)
             for leftover in work.iterdir():
                 if leftover.name != RESUME:
                     _remove(leftover)
@@ -168,8 +172,9 @@ class ArtifactStore:
                 f"{manifest['stage']}: {manifest['rows_in']} rows in, but {manifest['rows_kept']} kept "
                 f"and {rejected} rejected; nothing was published"
             )
-        shutil.rmtree(work / RESUME, ignore_errors=True)
-        files = [_sync(path, work) for path in sorted(work.rglob("*")) if path.is_file()]
+        resume, aside = work / RESUME, _aside(work)
+        paths = [path for path in sorted(work.rglob("*")) if path.is_file() and resume not in path.parents]
+        files = [_sync(path, work) for path in paths]
         created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         complete = Manifest(**manifest, digest=content_digest(files), created=created, files=files)
         _write_synced(work / MANIFEST, complete.model_dump_json(indent=1))
@@ -180,17 +185,22 @@ class ArtifactStore:
         if (winner := self.find(complete.stage, complete.key)) is not None:
             shutil.rmtree(work)
             return winner
+        # Set aside, not removed: a kill before the artifact stands must not cost the checkpoints.
+        if resume.exists():
+            os.rename(resume, aside)
         os.rename(work, target)
         _sync_folder(target.parent)
+        shutil.rmtree(aside, ignore_errors=True)
         return complete
 
     def _quarantine(self, folder: Path, damage: DamagedArtifactError) -> None:
         """Move a damaged artifact aside, where nobody reads it and a person can look at it."""
-        if not folder.exists():
-            return
         aside = self.root / ".quarantine" / f"{folder.parent.name}-{folder.name}-{time.time_ns()}"
         aside.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(folder, aside)
+        try:
+            os.rename(folder, aside)
+        except FileNotFoundError:  # it is gone, or another process was first
+            return
         log.warning("%s; it was moved to %s and will be made again", damage, aside)
 
 
@@ -217,8 +227,13 @@ def _check(folder: Path, entry: FileEntry, *, trust_time: bool) -> None:
         raise DamagedArtifactError(f"{path} is missing") from None
     if status.st_size != entry.size_bytes:
         raise DamagedArtifactError(f"{path} has {status.st_size} bytes, its manifest says {entry.size_bytes}")
-    same_time = status.st_mtime_ns == entry.modified_ns
-    if not (trust_time and same_time) and digest_file(path) != entry.sha256:
+    if trust_time and status.st_mtime_ns == entry.modified_ns:
+        return
+    try:
+        altered = digest_file(path) != entry.sha256
+    except OSError as error:
+        raise DamagedArtifactError(f"{path} cannot be read ({error.strerror})") from None
+    if altered:
         raise DamagedArtifactError(f"{path} was altered: its SHA-256 is not the one in the manifest")
 
 
@@ -228,6 +243,11 @@ def _refuse_strangers(folder: Path, manifest: Manifest) -> None:
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     if strangers := sorted(present - known):
         raise DamagedArtifactError(f"{folder / strangers[0]} is not in the manifest")
+
+
+def _aside(work: Path) -> Path:
+    """Where `resume/` of a work folder waits while the artifact is published."""
+    return work.with_name(f"{work.name}.{RESUME}")
 
 
 def _sync(path: Path, base: Path) -> FileEntry:

@@ -59,7 +59,7 @@ def _existing(path: str) -> Path:
 def _check_magic(file: Path) -> None:
     with file.open("rb") as opened:
         head = opened.read(4096)
-    if not head.strip(b" \r\n\t\xef\xbb\xbf"):
+    if not head.strip(b" \r\n\t\xef\xbb\xbf") and file.stat().st_size == len(head):
         raise SourceError(f"source {file}: is empty")
     kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
     is_parquet = file.suffix.lower() == ".parquet"

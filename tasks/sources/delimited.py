@@ -16,9 +16,11 @@ def _read(path: Path, max_row_chars: int, *, delimiter: str) -> Iterator[Row]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
-            header = next(reader)
+            header = next(fields for fields in reader if fields)
         except (csv.Error, StopIteration) as error:
             raise SourceError(f"source {path}: has no header line: {error}") from None
+        if not all(map(_is_text, header)):
+            raise SourceError(f"source {path}: its header is no UTF-8")
         if len(set(header)) < len(header):
             raise SourceError(f"source {path}: its header names a column twice: {', '.join(header)}")
         while True:
@@ -28,7 +30,9 @@ def _read(path: Path, max_row_chars: int, *, delimiter: str) -> Iterator[Row]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Row(line, None, "", "invalid_csv", str(error))
+                # A quote that is never closed swallows the rows behind it: say how far.
+                reason = "too_long_row" if "field limit" in str(error) else "invalid_csv"
+                yield Row(line, None, "", reason, f"{error}, lines {line} to {reader.line_num}")
                 continue
             if fields:
                 yield _row(header, fields, line, max_row_chars)

@@ -18,8 +18,9 @@ def read_lines(path: Path, max_row_chars: int) -> Iterator[Row]:
         number = 0
         while raw := file.readline(max_bytes + 1):
             number += 1
+            cut = len(raw) > max_bytes and not raw.endswith(b"\n")
             raw = raw.removeprefix(_BOM) if number == 1 else raw
-            if len(raw) > max_bytes and not raw.endswith(b"\n"):
+            if cut:
                 _skip_line(file)
                 yield _too_long(number, raw[:max_row_chars].decode("utf-8", "replace"), max_row_chars)
             elif raw.strip():
@@ -107,7 +108,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise _Strict("duplicate_key", next(key for key in keys if keys.count(key) > 1))
+        raise _Strict("duplicate_key", repr(next(key for key in keys if keys.count(key) > 1)))
     return value
 
 

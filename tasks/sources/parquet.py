@@ -16,6 +16,9 @@ def read(path: Path, max_row_chars: int) -> Iterator[Row]:
     try:
         with pq.ParquetFile(path) as file:
             number = 0
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise SourceError(f"source {path}: names a column twice: {', '.join(names)}")
             for batch in file.iter_batches(batch_size=1000):
                 for value in batch.to_pylist():
                     number += 1
@@ -26,5 +29,5 @@ def read(path: Path, max_row_chars: int) -> Iterator[Row]:
                         )
                     else:
                         yield Row(number, value, text)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise SourceError(f"source {path}: is damaged or no Parquet file: {error}") from None
