@@ -62,34 +62,35 @@ class Run:
             return Failed(message=str(self.failure), data=self.failure)
         return Completed(data=str(self.folder.path))
 
-    def stage(self, stage: Stage) -> ArtifactRef:
-        """Bring one stage to its artifact: the cached one, or a new one from verified inputs."""
-        step = look_up(stage, self.config, self.refs, self.store)
-        if step.ref is None:
-            changed = [self._redo(name) for name in stage.inputs if not self.store.verify(self.refs[name])]
-            step = look_up(stage, self.config, self.refs, self.store) if changed else step
-        record = _TASKS[stage.name](self.config, step, dict(self.refs), return_state=True).result()
+    def stage(self, stage: Stage, inputs: dict[str, ArtifactRef]) -> ArtifactRef:
+        """Bring one stage to its artifact: the cached one, or a new one made from verified inputs."""
+        step = look_up(stage, self.config, inputs, self.store)
+        if step.ref is None and (damaged := [name for name, ref in inputs.items() if not self.store.verify(ref)]):
+            inputs = inputs | {name: self._make_again(name) for name in damaged}
+            step = look_up(stage, self.config, inputs, self.store)
+        record = _TASKS[stage.name](self.config, step, inputs, return_state=True).result()
         self.refs[stage.name] = record.ref
         self.folder.add(record, self.store.path(record.ref))
         return record.ref
 
-    def _redo(self, name: str) -> ArtifactRef:
-        """An input was damaged behind its manifest's back and is in quarantine now: make it again."""
-        return self.stage(STAGES[name])
+    def _make_again(self, name: str) -> ArtifactRef:
+        """An artifact was damaged behind its manifest's back, and verify has put it into quarantine."""
+        stage = STAGES[name]
+        return self.stage(stage, {each: self.refs[each] for each in stage.inputs})
 
 
 def as_task(stage: Stage) -> Callable[..., ArtifactRef]:
-    """The call of a stage inside the flow: `call(run, *inputs) -> ArtifactRef`; the inputs give the order."""
+    """The call of a stage inside the flow: `call(run, *inputs) -> ArtifactRef`, inputs as `stage.inputs` lists them."""
 
     @task(name=stage.name, task_run_name=stage.name, cache_policy=NO_CACHE, persist_result=False)
-    def run_task(config: PipelineConfig, step: Step, refs: dict[str, ArtifactRef]) -> State[StageRecord]:
+    def run_task(config: PipelineConfig, step: Step, inputs: dict[str, ArtifactRef]) -> State[StageRecord]:
         if step.manifest is not None:
             log.info("%s: cached %s", stage.name, step.key)
             record = stage_record(step.manifest, cached=True, why=step.why)
             return Completed(name="Cached", message=f"cached {step.key}", data=record)
         log.info("%s: runs (%s)", stage.name, step.why)
         try:
-            record = run_stage(stage, config, step, refs)
+            record = run_stage(stage, config, step, inputs)
         except AttuneError as error:
             return Failed(message=str(error), data=error)
         rejected = record.rows_in - record.rows_kept
@@ -98,8 +99,8 @@ def as_task(stage: Stage) -> Callable[..., ArtifactRef]:
 
     _TASKS[stage.name] = run_task
 
-    def call(run: Run, *_: ArtifactRef) -> ArtifactRef:
-        return run.stage(stage)
+    def call(run: Run, *inputs: ArtifactRef) -> ArtifactRef:
+        return run.stage(stage, dict(zip(stage.inputs, inputs, strict=True)))
 
     return call
 
@@ -107,18 +108,18 @@ def as_task(stage: Stage) -> Callable[..., ArtifactRef]:
 _TASKS: dict[str, Any] = {}
 
 
-def run_stage(stage: Stage, config: PipelineConfig, step: Step, refs: dict[str, ArtifactRef]) -> StageRecord:
+def run_stage(stage: Stage, config: PipelineConfig, step: Step, inputs: dict[str, ArtifactRef]) -> StageRecord:
     """Run a stage's function on its inputs and publish what it made."""
     store = ArtifactStore(config.store)
-    inputs = {name: store.path(refs[name]) for name in stage.inputs}
+    folders = {name: store.path(ref) for name, ref in inputs.items()}
     if stage.base:
-        inputs["base"] = base_model.resolve(config.model)
+        folders["base"] = base_model.resolve(config.model)
     with store.work_folder(stage.name, step.key) as work:
         if (manifest := store.find(stage.name, step.key)) is not None:
             return stage_record(manifest, cached=True, why="another run made it meanwhile")
         began = time.perf_counter()
         with peak_memory() as peak:
-            summary = stage.function(getattr(config, stage.name), inputs, work)
+            summary = stage.function(getattr(config, stage.name), folders, work)
         manifest = store.commit(
             work,
             {

@@ -88,7 +88,9 @@ class CollectConfig(Section):
     max_reject_ratio: float = Field(
         0.05, ge=0, le=1, description="Stop when more than this share of a source's rows is rejected."
     )
-    max_row_chars: int = Field(1_000_000, ge=1, description="Reject a row longer than this, in characters.")
+    max_row_chars: int = Field(
+        1_000_000, ge=1, le=1_000_000_000, description="Reject a row longer than this, in characters."
+    )
 
     @field_validator("sources")
     @classmethod

@@ -1,6 +1,7 @@
 """Peak memory of a piece of work."""
 
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,14 +11,16 @@ from pathlib import Path
 def peak_memory() -> Iterator[Callable[[], int]]:
     """Yields a function that tells the process's peak resident memory in bytes since the block began.
 
-    Where the kernel cannot begin anew (it can on Linux), it is the peak since the process began.
+    Where the kernel cannot begin anew (Linux can), it is the peak since the process began.
     """
-    reset = Path("/proc/self/clear_refs")
-    status = Path("/proc/self/status")
-    if not reset.exists():
-        yield lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return
-    reset.write_text("5")
-    yield lambda: next(
-        1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")
-    )
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        yield lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    else:
+        yield _peak_since_reset
+
+
+def _peak_since_reset() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))

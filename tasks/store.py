@@ -105,8 +105,6 @@ class ArtifactStore:
             manifest = read_manifest(folder)
             if (manifest.stage, manifest.key) != (stage, key):
                 raise DamagedArtifactError(f"{folder}: its manifest is of {manifest.stage} {manifest.key}")
-            if manifest.digest != content_digest(manifest.files):
-                raise DamagedArtifactError(f"{folder}: its manifest is damaged (digest and files differ)")
             for entry in manifest.files:
                 _check(folder, entry, trust_time=True)
         except DamagedArtifactError as damage:
@@ -207,11 +205,14 @@ class ArtifactStore:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest in `folder`; raises DamagedArtifactError when it is missing, torn or not one."""
     try:
-        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except OSError as error:
         raise DamagedArtifactError(f"{folder}: no readable manifest ({error.strerror})") from None
     except ValidationError as error:
         raise DamagedArtifactError(f"{folder}: its manifest is damaged ({error.error_count()} errors)") from None
+    if manifest.digest != content_digest(manifest.files):
+        raise DamagedArtifactError(f"{folder}: its manifest is damaged (digest and files differ)")
+    return manifest
 
 
 def content_digest(files: list[FileEntry]) -> str:

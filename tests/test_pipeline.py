@@ -247,6 +247,7 @@ def test_verify_reads_every_byte(first, config):
     assert "1 damaged" in result.stdout
 
 
+@pytest.mark.slow
 def test_killed_while_training_it_goes_on_from_the_checkpoint_and_repeats_nothing_else(config, home):
     overrides = ["fine_tune.epochs=6.0", "fine_tune.scratch_control=false", "fine_tune.early_stopping_patience=0"]
     whole = attune("run", config, *overrides, f"store={home / 'whole'}")
