@@ -1,10 +1,11 @@
 """The command line: `attune run`, `attune check`, `attune verify`."""
 
+import itertools
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -17,6 +18,11 @@ from tasks.plan import Step, plan
 from tasks.report import closing_table, write_report
 from tasks.run_record import RunFolder, RunRecord, stage_record
 from tasks.store import ArtifactRef, ArtifactStore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from tasks.templates import Rendered
 
 app = typer.Typer(
     add_completion=False,
@@ -95,7 +101,7 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
         console.print(f"source {source.label}: {source.shape}, {looked}", markup=False, soft_wrap=True)
     for number, sample in enumerate(found.samples, start=1):
         console.print(f"\nexample {number}: {len(sample.input_ids)} tokens, supervised ones in green")
-        console.print(_colour(sample.input_ids, sample.loss_mask, found.tokenizer))
+        console.print(_colour(sample, found.tokenizer))
     console.print(
         f"\n{'' if found.complete else 'about '}{found.training_rows} training examples, {found.tokens} tokens, "
         f"{found.supervised_tokens} of them supervised, at most {found.steps} optimizer steps",
@@ -155,10 +161,12 @@ def plan_table(steps: list[Step]) -> Table:
     return table
 
 
-def _colour(ids: list[int], mask: list[bool], tokenizer: object) -> Text:
+def _colour(sample: "Rendered", tokenizer: "PreTrainedTokenizerBase") -> Text:
+    """The text of a rendered example, supervised tokens in green; a character may take several, so runs are decoded whole."""
     text = Text()
-    for token, supervised in zip(ids, mask, strict=True):
-        text.append(tokenizer.decode([token]), style="bold green" if supervised else "dim")
+    runs = itertools.groupby(zip(sample.input_ids, sample.loss_mask, strict=True), key=lambda pair: pair[1])
+    for supervised, run in runs:
+        text.append(tokenizer.decode([token for token, _ in run]), style="bold green" if supervised else "dim")
     return text
 
 

@@ -57,7 +57,7 @@ class SourceConfig(Section):
     path: str = Field(
         min_length=1, description="File: .jsonl, .json, .csv, .tsv or .parquet; relative to the working directory."
     )
-    name: str = Field("", description="Name in artifacts and reports; empty: the file's name without its ending.")
+    name: str = Field("", description="Name in artifacts and reports; empty: the name of the file.")
     format: Literal["auto", "alpaca", "prompt_completion", "messages", "fields"] = Field(
         "auto",
         description="Shape of a row; auto looks at the field names of all rows and refuses to guess between two.",
@@ -78,7 +78,7 @@ class SourceConfig(Section):
     @property
     def label(self) -> str:
         """The name it goes by."""
-        return self.name or Path(self.path).stem
+        return self.name or Path(self.path).name
 
 
 class CollectConfig(Section):

@@ -13,6 +13,7 @@ from transformers import EarlyStoppingCallback, TrainingArguments
 
 from tasks.config import FineTuneConfig
 from tasks.families import decoder_only
+from tasks.layout import RESUME
 from tasks.ledger import ShardWriter, Summary, read
 from tasks.schema import HISTORY, IGNORE_INDEX
 from tasks.training import TokenTrainer, TrainingLog, history, last_checkpoint
@@ -35,7 +36,7 @@ def fine_tune(config: FineTuneConfig, inputs: dict[str, Path], out: Path) -> Sum
     for system in ("tuned", "scratch") if config.scratch_control else ("tuned",):
         log.info("%s: %d rows, from %s", system, train.num_rows, STARTS[system])
         began = time.perf_counter()
-        trainer = _train(system, inputs["base"], config, train, validation, out / "resume" / system)
+        trainer = _train(system, inputs["base"], config, train, validation, out / RESUME / system)
         decoder_only.save(trainer.model, inputs["base"], out / system)
         records += history(system, trainer.state.log_history)
         figures[system] = {

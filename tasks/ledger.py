@@ -12,6 +12,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tasks import layout
 from tasks.schema import REJECTED
 
 ROW_CHARS = 20_000
@@ -69,7 +70,7 @@ class Ledger:
         self.rejected: Counter[str] = Counter()
         self._first: dict[str, str] = {}
         self._tables: dict[str, ShardWriter] = {}
-        self._rejected = ShardWriter(out / "rejected", REJECTED)
+        self._rejected = ShardWriter(out / layout.REJECTED, REJECTED)
 
     def __enter__(self) -> Self:
         return self

@@ -20,10 +20,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks.errors import DamagedArtifactError, LedgerError
-
-MANIFEST = "manifest.json"
-RESUME = "resume"
-"""Folder in a work folder that survives a kill, so that training goes on from its checkpoints; never published."""
+from tasks.layout import MANIFEST, REJECTED, RESUME
 
 log = logging.getLogger("attune.store")
 
@@ -46,7 +43,7 @@ class Manifest(BaseModel):
 
     stage: str
     key: str
-    digest: str  # of the content: paths and SHA-256 of all files
+    digest: str  # of the content: paths and SHA-256 of all files but the rejected rows
     settings: dict[str, Any]
     inputs: dict[str, str]  # name -> content digest
     code: dict[str, str]  # module -> digest
@@ -216,8 +213,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def content_digest(files: list[FileEntry]) -> str:
-    """Digest of what is in an artifact: equal content gives an equal digest, whenever and however it was made."""
-    return digest_json([[entry.path, entry.sha256] for entry in files])
+    """Digest of what later stages read: equal content gives an equal digest, whenever and however it was made."""
+    return digest_json([[entry.path, entry.sha256] for entry in files if not entry.path.startswith(f"{REJECTED}/")])
 
 
 def _check(folder: Path, entry: FileEntry, *, trust_time: bool) -> None:

@@ -1,11 +1,10 @@
-"""Small things that the tests are made of: a tiny base model, a tiny data set, a config over both."""
+"""Small things that the tests are made of: a tiny base model and a tiny data set."""
 
 import json
 import os
 from pathlib import Path
 
 import pytest
-import yaml
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -70,24 +69,3 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def config_file(tmp_path: Path, tiny_base: Path) -> Path:
-    """A whole config over 270 rows and the tiny base; everything lies below tmp_path."""
-    data = write_jsonl(tmp_path / "colours.jsonl", ROWS)
-    config = {
-        "name": "tiny",
-        "model": {"base": str(tiny_base)},
-        "collect": {"sources": [{"path": str(data)}]},
-        "split": {"validation": 0.1, "test": 0.1},
-        "format": {"max_seq_length": 64},
-        "fine_tune": {"epochs": 1.0, "learning_rate": 0.01, "evals_per_epoch": 2, "precision": "fp32"},
-        "evaluate": {"max_new_tokens": 8},
-        "export": {"parity_rows": 8},
-        "store": str(tmp_path / "artifacts"),
-        "runs": str(tmp_path / "runs"),
-    }
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path

@@ -91,7 +91,7 @@ def test_every_stage_leaves_a_verified_artifact_and_accounts_for_every_row(first
     assert by_name["collect"].rows_in == len(ROWS) + 3
     rejected = pq.read_table(store.path(by_name["clean"].ref) / "rejected" / "part-00000.parquet").to_pylist()
     assert {(row["reason"], row["line"], row["detail"]) for row in rejected} == {
-        ("duplicate_of", len(ROWS) + 2, "colours:1"),
+        ("duplicate_of", len(ROWS) + 2, "colours.jsonl:1"),
         ("empty", len(ROWS) + 3, ""),
     }
     for stage, table, schema in (
