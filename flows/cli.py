@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tasks.config import PipelineConfig, load
-from tasks.errors import AttuneError
+from tasks.config import PipelineConfig
+from tasks.config_file import load
+from tasks.errors import AttuneError, is_disk_trouble
 from tasks.plan import Step, plan
 from tasks.report import closing_table, write_report
 from tasks.run_record import RunFolder, RunRecord, stage_record
@@ -46,6 +47,11 @@ def main() -> None:
     except AttuneError as error:
         print(f"attune: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        if not is_disk_trouble(error):
+            raise
+        print(f"attune: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _log_to_terminal() -> None:
@@ -162,7 +168,7 @@ def plan_table(steps: list[Step]) -> Table:
 
 
 def _colour(sample: "Rendered", tokenizer: "PreTrainedTokenizerBase") -> Text:
-    """The text of a rendered example, supervised tokens in green; a character may take several, so runs are decoded whole."""
+    """The text of a rendered example, supervised tokens in green, decoded by runs as a character may take several."""
     text = Text()
     runs = itertools.groupby(zip(sample.input_ids, sample.loss_mask, strict=True), key=lambda pair: pair[1])
     for supervised, run in runs:

@@ -21,7 +21,7 @@ from prefect.states import Completed, Failed
 
 from tasks import base_model
 from tasks.config import PipelineConfig
-from tasks.errors import AttuneError
+from tasks.errors import AttuneError, is_disk_trouble
 from tasks.memory import peak_memory
 from tasks.plan import Step, look_up
 from tasks.report import write_report
@@ -93,6 +93,11 @@ def as_task(stage: Stage) -> Callable[..., ArtifactRef]:
             record = run_stage(stage, config, step, inputs)
         except AttuneError as error:
             return Failed(message=str(error), data=error)
+        except OSError as error:
+            if not is_disk_trouble(error):
+                raise
+            failure = AttuneError(f"{stage.name}: {error}; nothing was published")
+            return Failed(message=str(failure), data=failure)
         rejected = record.rows_in - record.rows_kept
         log.info("%s: %d rows in, %d rejected, %.1f s", stage.name, record.rows_in, rejected, record.seconds)
         return Completed(message=f"made {step.key}", data=record)

@@ -1,5 +1,9 @@
 """The failures that attune explains to its user; everything else is a bug and keeps its traceback."""
 
+import errno
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
 
 class AttuneError(Exception):
     """A failed run with a plain message: what failed, where, and what to do.  Exit code 1."""
@@ -43,3 +47,8 @@ class LedgerError(AttuneError):
 
 class DamagedArtifactError(AttuneError):
     """An artifact's files do not match its manifest."""
+
+
+def is_disk_trouble(error: OSError) -> bool:
+    """Whether the disk is to blame (full, read-only, not ours, broken) and not our code."""
+    return error.errno in _DISK

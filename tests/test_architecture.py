@@ -11,6 +11,7 @@ LAYERS = [
     {"errors", "layout", "schema", "registry", "progress", "memory"},
     {"filters", "metrics", "templates", "packing"},
     {"config"},
+    {"config_file"},
     {"store", "ledger", "sources", "formats"},
     {"base_model", "fingerprint", "held_out", "families", "exporters"},
     {"stages", "training", "model_card", "run_record"},
@@ -22,7 +23,7 @@ LAYERS = [
 HEAVY = {"torch", "transformers", "prefect", "evaluate", "datasets", "pandas", "pyarrow"}
 LIGHT = [
     "flows/cli.py",
-    *(f"tasks/{name}.py" for name in ("config", "plan", "stages", "store", "fingerprint", "base_model")),
+    *(f"tasks/{name}.py" for name in ("config", "config_file", "plan", "stages", "store", "fingerprint", "base_model")),
     *(f"tasks/{name}.py" for name in ("filters", "templates", "run_record", "report", "registry", "errors")),
     "tasks/sources/__init__.py",
     "tasks/metrics/__init__.py",
@@ -80,7 +81,7 @@ def test_what_a_cached_run_imports_is_light(path: str):
 
 def test_only_the_config_reads_yaml_and_only_the_runtime_applies_task():
     readers = [path.name for path in [*modules("tasks"), *modules("flows")] if "yaml" in imports(path, top_level=False)]
-    assert readers == ["config.py"]
+    assert readers == ["config_file.py"]
     appliers = [path.name for path in modules("flows") if "@task" in path.read_text()]
     assert appliers == ["runtime.py"]
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tasks import filters
-from tasks.config import load
+from tasks.config_file import load
 from tasks.filters import FILTERS
 from tasks.registry import Registry
 

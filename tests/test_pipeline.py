@@ -269,3 +269,18 @@ def test_killed_while_training_it_goes_on_from_the_checkpoint_and_repeats_nothin
     record = record_of(again, config)
     assert [stage.stage for stage in record.stages if stage.cached][:4] == ["collect", "clean", "split", "format"]
     assert [stage.digest for stage in record.stages] == golden
+
+
+def test_a_full_disk_ends_in_a_plain_message(first, config):
+    """/dev/full is a file that takes no byte; it stands in for the first shard of clean."""
+    script = (
+        "import sys\nimport tasks.ledger\n"
+        "def full(self, table):\n    open('/dev/full', 'wb', buffering=0).write(b'x')\n"
+        "tasks.ledger.ShardWriter.write = full\n"
+        f"sys.argv = ['attune', 'run', {str(config)!r}, 'clean.duplicates=keep_all']\n"
+        "from flows.cli import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "attune: clean: [Errno 28] No space left on device; nothing was published" in done.stderr
+    assert "Traceback" not in done.stderr
