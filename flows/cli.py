@@ -16,6 +16,7 @@ from tasks.config import PipelineConfig
 from tasks.config_file import load
 from tasks.errors import AttuneError, is_disk_trouble
 from tasks.plan import Step, plan
+from tasks.progress import LineHandler
 from tasks.report import closing_table, write_report
 from tasks.run_record import RunFolder, RunRecord, stage_record
 from tasks.store import ArtifactRef, ArtifactStore
@@ -32,6 +33,7 @@ app = typer.Typer(
     help="Instruction tuning you can trust to run every night.",
 )
 console = Console(highlight=False)
+log = logging.getLogger("attune")
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML config, such as configs/quickstart.yaml.")]
 Overrides = Annotated[
@@ -58,12 +60,11 @@ def _log_to_terminal() -> None:
     """Our own lines on stderr; those of the libraries only when something is wrong."""
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    handler = logging.StreamHandler()
+    handler = LineHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", datefmt="%H:%M:%S"))
-    logger = logging.getLogger("attune")
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    logger.propagate = False
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    log.propagate = False
 
 
 @app.command()
@@ -85,6 +86,7 @@ def run(
     if all(step.manifest for step in steps):
         record = _record_cached(settings, store, steps)
     else:
+        log.info("starting Prefect")
         from flows.pipeline import pipeline
 
         record = Path(pipeline(settings))

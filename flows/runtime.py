@@ -13,6 +13,7 @@ from typing import Any, Self
 os.environ.setdefault("PREFECT_HOME", str(Path("data/prefect").absolute()))
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "attune")
 
 from prefect import State, task

@@ -1,5 +1,7 @@
 """Progress bars on long work: shown at a terminal, silent elsewhere."""
 
+import logging
+import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -11,3 +13,13 @@ def progress(items: Iterable[Item], title: str, *, total: int | None = None, uni
     from tqdm import tqdm
 
     return iter(tqdm(items, desc=title, total=total, unit=f" {unit}", disable=None, leave=False, delay=1))
+
+
+class LineHandler(logging.Handler):
+    """Writes log lines to stderr without tearing a progress bar that is on it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
