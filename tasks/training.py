@@ -87,7 +87,8 @@ class TrainingLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
     ) -> None:
         """Show the newest figures."""
-        self._last |= {name: logs[name] for name in ("loss", "eval_loss", "learning_rate") if name in logs}
+        shown = {"loss": "loss", "eval_loss": "val", "learning_rate": "lr"}
+        self._last |= {shown[name]: value for name, value in logs.items() if name in shown}
         self._bar.set_postfix({name: f"{value:.3g}" for name, value in self._last.items()})
         if "eval_loss" in logs:
             loss = self._last.get("loss", float("nan"))
