@@ -10,6 +10,7 @@ setup: .venv/.installed  ## .venv with everything, from constraints.txt; does no
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("attune needs Python 3.11 or newer: make PYTHON=…")'
+	@echo "installing into .venv; the first time takes some minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 # Prefect reads its settings when it is first imported.
 os.environ.setdefault("PREFECT_HOME", str(Path("data/prefect").absolute()))
@@ -16,7 +16,7 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "attune")
 
-from prefect import State, task
+from prefect import State, Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
@@ -83,6 +83,15 @@ class Run:
 def as_task(stage: Stage) -> Callable[..., ArtifactRef]:
     """The call of a stage inside the flow: `call(run, *inputs) -> ArtifactRef`, inputs as `stage.inputs` lists them."""
 
+    def call(run: Run, *inputs: ArtifactRef) -> ArtifactRef:
+        return run.stage(stage, dict(zip(stage.inputs, inputs, strict=True)))
+
+    return call
+
+
+def _prefect_task(stage: Stage) -> Task[..., State[StageRecord]]:
+    """The Prefect task of a stage: a state named Cached, Completed or Failed, its data the record or the failure."""
+
     @task(name=stage.name, task_run_name=stage.name, cache_policy=NO_CACHE, persist_result=False)
     def run_task(config: PipelineConfig, step: Step, inputs: dict[str, ArtifactRef]) -> State[StageRecord]:
         if step.manifest is not None:
@@ -103,15 +112,10 @@ def as_task(stage: Stage) -> Callable[..., ArtifactRef]:
         log.info("%s: %d rows in, %d rejected, %.1f s", stage.name, record.rows_in, rejected, record.seconds)
         return Completed(message=f"made {step.key}", data=record)
 
-    _TASKS[stage.name] = run_task
-
-    def call(run: Run, *inputs: ArtifactRef) -> ArtifactRef:
-        return run.stage(stage, dict(zip(stage.inputs, inputs, strict=True)))
-
-    return call
+    return run_task
 
 
-_TASKS: dict[str, Any] = {}
+_TASKS = {stage.name: _prefect_task(stage) for stage in STAGES.values()}
 
 
 def run_stage(stage: Stage, config: PipelineConfig, step: Step, inputs: dict[str, ArtifactRef]) -> StageRecord:

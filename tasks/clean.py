@@ -1,9 +1,7 @@
 """Clean: drop the rows that would teach the model something wrong, and say which and why."""
 
 import hashlib
-import unicodedata
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -11,6 +9,7 @@ import pyarrow as pa
 from tasks.config import CleanConfig, FilterConfig
 from tasks.filters import FILTERS
 from tasks.ledger import Ledger, Summary, batches, rejection
+from tasks.normal_form import normal_form
 from tasks.schema import EXAMPLE
 
 _CONTENT = ("system", "history", "instruction", "input", "output", "tools", "label")
@@ -51,7 +50,7 @@ def _drop_duplicates(table: pa.Table, seen: dict[bytes, str], ledger: Ledger) ->
     """Keep the first row of each content; `seen` maps a content's hash to the place of the row that was kept."""
     kept, duplicates = [], []
     for index, row in enumerate(table.to_pylist()):
-        content = repr([_normalised(row[column]) for column in _CONTENT])
+        content = repr(normal_form([row[column] for column in _CONTENT]))
         fingerprint = hashlib.blake2b(content.encode(), digest_size=16).digest()
         place = f"{row['source']}:{row['line']}"
         first = seen.setdefault(fingerprint, place)
@@ -61,10 +60,3 @@ def _drop_duplicates(table: pa.Table, seen: dict[bytes, str], ledger: Ledger) ->
             duplicates.append(rejection(row, "duplicate_of", first))
     ledger.reject(duplicates)
     return table.take(pa.array(kept, pa.int64()))
-
-
-def _normalised(value: Any) -> Any:
-    """A text, or the turns of a history, in normal form C and with one space for every run of space."""
-    if isinstance(value, str):
-        return " ".join(unicodedata.normalize("NFC", value).split())
-    return [(turn["role"], _normalised(turn["content"])) for turn in value]

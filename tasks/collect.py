@@ -14,6 +14,7 @@ from tasks import formats
 from tasks.config import CollectConfig, SourceConfig
 from tasks.errors import SourceError
 from tasks.ledger import ROW_CHARS, Ledger, Summary
+from tasks.normal_form import normal_form
 from tasks.progress import progress
 from tasks.schema import EXAMPLE
 from tasks.sources import read_rows
@@ -63,7 +64,7 @@ def example(source: SourceConfig, shape: Callable[[dict[str, Any]], dict[str, An
     """The example (columns EXAMPLE) of a readable row; raises BadRow where it has not got the shape."""
     fields = dict.fromkeys(EXAMPLE.names, "") | {"history": []} | shape(row.value or {})
     content = [fields[name] for name in ("system", "history", "instruction", "input", "output", "tools", "label")]
-    prompt = " ".join(json.dumps(content[:4], ensure_ascii=False).casefold().split())
+    prompt = json.dumps(normal_form(content[:4]), ensure_ascii=False).casefold()
     return fields | {
         "id": _hash(json.dumps(content, ensure_ascii=False)),
         "source": source.label,

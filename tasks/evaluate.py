@@ -57,7 +57,7 @@ def _answers(
     system: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row], config: EvaluateConfig
 ) -> list[Row]:
     """One row of PREDICTION, without scores, per test row."""
-    losses = decoder_only.example_losses(model, rows, config.batch_size)
+    losses = decoder_only.example_losses(model, rows)
     prompts = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
     generation = decoder_only.generation_config(tokenizer, config.max_new_tokens)
     answers = decoder_only.generate(model, prompts, generation, config.batch_size, f"evaluate {system}")

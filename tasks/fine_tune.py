@@ -108,7 +108,6 @@ def _arguments(config: FineTuneConfig, rows: int, checkpoints: Path) -> Training
     return TrainingArguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=config.per_device_batch_size,
-        per_device_eval_batch_size=4 * config.per_device_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         learning_rate=config.learning_rate,
         num_train_epochs=config.epochs,

@@ -46,7 +46,7 @@ class TokenTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Mean loss per supervised token over the validation rows, as `eval_loss`."""
-        losses = decoder_only.example_losses(self.model, self.eval_dataset, self.args.per_device_eval_batch_size)
+        losses = decoder_only.example_losses(self.model, self.eval_dataset)
         mean = sum(total for total, _ in losses) / sum(count for _, count in losses)
         if mean != mean or mean in (float("inf"), float("-inf")):
             raise TrainingError(

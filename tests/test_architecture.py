@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STAGES = ["collect", "clean", "split", "format", "fine_tune", "evaluate", "export"]
 LAYERS = [
-    {"errors", "layout", "schema", "registry", "progress", "memory"},
+    {"errors", "layout", "schema", "registry", "progress", "memory", "normal_form"},
     {"filters", "metrics", "templates", "packing"},
     {"config"},
     {"config_file"},

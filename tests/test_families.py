@@ -58,9 +58,21 @@ def test_the_loss_of_a_batch_does_not_depend_on_packing(model, documents):
             return decoder_only.token_losses(model(**batch, use_cache=False).logits, labels).sum().item()
 
     assert total([0, 0, 0, 0, 0, 0]) == pytest.approx(total([-1] * 6), abs=1e-3)
-    alone = decoder_only.example_losses(model, examples(documents, [-1] * 6).to_pylist(), batch_size=4)
+    alone = decoder_only.example_losses(model, examples(documents, [-1] * 6).to_pylist())
     assert sum(loss for loss, _ in alone) == pytest.approx(total([-1] * 6), abs=1e-3)
     assert [count for _, count in alone] == [length - 2 for length in LENGTHS]
+
+
+def test_losses_do_not_depend_on_how_rows_are_batched(model, documents, monkeypatch):
+    rows = examples(documents, [-1] * 6).to_pylist()
+    at_once = decoder_only.example_losses(model, rows)
+    monkeypatch.setattr(decoder_only, "LOGITS_IN_BATCH", 20 * model.config.vocab_size)
+    sizes = []
+    collate = decoder_only.collate
+    monkeypatch.setattr(decoder_only, "collate", lambda batch: sizes.append(len(batch)) or collate(batch))
+    cut = decoder_only.example_losses(model, rows)
+    assert [loss for loss, _ in cut] == pytest.approx([loss for loss, _ in at_once], abs=1e-4)
+    assert sizes == [1, 1, 2, 2]  # 16; 11; 9 and 7; 5 and 3 tokens, at most 20 with their padding
 
 
 def test_token_losses_match_a_hand_computed_case():

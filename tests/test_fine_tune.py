@@ -70,7 +70,7 @@ def test_the_best_checkpoint_is_kept_and_is_the_one_that_history_says(tmp_path, 
     assert summary.figures["tuned"]["best_step"] == best < max(validations)
     model = decoder_only.load(tmp_path / "out" / "tuned")
     rows = read(formatted / "validation").to_pylist()
-    losses = decoder_only.example_losses(model, rows, batch_size=5)
+    losses = decoder_only.example_losses(model, rows)
     mean = sum(loss for loss, _ in losses) / sum(count for _, count in losses)
     assert mean == pytest.approx(validations[best], abs=1e-4)
 

@@ -13,6 +13,8 @@ from tasks import templates
 from tasks.progress import progress
 from tasks.schema import IGNORE_INDEX
 
+LOGITS_IN_BATCH = 2**26
+
 Row = Mapping[str, Any]
 
 disable_progress_bar()  # the Trainer and from_pretrained would draw one for every checkpoint
@@ -80,11 +82,15 @@ def token_losses(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: fl
 
 
 @torch.inference_mode()
-def example_losses(model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> list[tuple[float, int]]:
-    """For each row the summed loss of its supervised tokens, in nats, and their number."""
+def example_losses(model: PreTrainedModel, rows: Sequence[Row]) -> list[tuple[float, int]]:
+    """For each row the summed loss of its supervised tokens, in nats, and their number.
+
+    Batches are cut so that their logits stay below LOGITS_IN_BATCH numbers, whatever the vocabulary.
+    """
     model.eval()
     losses: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    for chosen in _by_length([len(row["input_ids"]) for row in rows], batch_size):
+    tokens_in_batch = LOGITS_IN_BATCH // model.config.vocab_size
+    for chosen in _by_tokens([len(row["input_ids"]) for row in rows], tokens_in_batch):
         batch = collate([{"position_ids": range(len(rows[i]["input_ids"])), **rows[i]} for i in chosen])
         batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         labels = batch.pop("labels")
@@ -132,6 +138,15 @@ def _by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     for begin in range(0, len(order), batch_size):
         yield order[begin : begin + batch_size]
+
+
+def _by_tokens(lengths: Sequence[int], tokens_in_batch: int) -> Iterator[list[int]]:
+    """Positions of items in batches of similar length, of at most `tokens_in_batch` tokens with their padding."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    while order:
+        size = max(1, tokens_in_batch // lengths[order[0]])
+        yield order[:size]
+        order = order[size:]
 
 
 def _until_stop(answer: list[int], stop_token_ids: list[int]) -> list[int]:
