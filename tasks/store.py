@@ -144,7 +144,7 @@ class ArtifactStore:
         holder dies, however it dies.
         """
         work = self.root / ".work" / f"{stage}-{key}"
-        work.mkdir(parents=True, exist_ok=True)
+        work.parent.mkdir(parents=True, exist_ok=True)
         with (work.parent / f"{stage}-{key}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             work.mkdir(exist_ok=True)

@@ -52,6 +52,8 @@ def _array_items(text: str) -> Iterator[str]:
             raise ValueError(f"expected ',' or ']' at character {at}")
         if text[at] == ",":
             at = _next(text, at + 1)
+            if text[at : at + 1] == "]":
+                raise ValueError(f"',' before the end at character {at}")
     if text[at + 1 :].strip():
         raise ValueError(f"text behind its end at character {at + 1}")
 
