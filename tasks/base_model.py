@@ -71,6 +71,10 @@ def _check(folder: Path) -> None:
         )
         raise ModelError(f"model.base: {folder} holds {has}; it needs *.safetensors")
     index = folder / "model.safetensors.index.json"
+    if not index.exists() and "model.safetensors" not in names:
+        raise ModelError(
+            f"model.base: {folder} is incomplete: {index.name} is missing, which says what is in its shards"
+        )
     weight_map = _json(index).get("weight_map") if index.exists() else {}
     if not isinstance(weight_map, dict):
         raise ModelError(f"model.base: {index} has no weight_map")

@@ -53,7 +53,8 @@ def look_up(stage: Stage, config: PipelineConfig, refs: Mapping[str, ArtifactRef
     }
     key = digest_json({"stage": stage.name, **parts})[:32]
     manifest = store.find(stage.name, key)
-    return Step(stage, parts, key, manifest, "cached" if manifest else _why_not(stage, parts, store))
+    why = "cached" if manifest else _why_not(stage, key, parts, store)
+    return Step(stage, parts, key, manifest, why)
 
 
 def _outside_inputs(stage: Stage, config: PipelineConfig) -> dict[str, str]:
@@ -67,17 +68,17 @@ def _outside_inputs(stage: Stage, config: PipelineConfig) -> dict[str, str]:
     return {}
 
 
-def _why_not(stage: Stage, parts: dict[str, Any], store: ArtifactStore) -> str:
+def _why_not(stage: Stage, key: str, parts: dict[str, Any], store: ArtifactStore) -> str:
     """What differs from the most similar artifact in the store; of equally similar ones, the newest."""
+    if store.is_quarantined(stage.name, key):
+        return "its artifact was damaged and is in quarantine"
     flat = _flatten(parts)
     nearest: list[str] | None = None
     for manifest in sorted(store.manifests(stage.name), key=lambda manifest: manifest.created, reverse=True):
         differences = _differences(_flatten(manifest.model_dump(include=set(parts))), flat)
         if nearest is None or len(differences) < len(nearest):
             nearest = differences
-    if nearest is None:
-        return "never ran"
-    return "; ".join(nearest) or "its artifact was damaged or removed"
+    return "never ran" if nearest is None else "; ".join(nearest)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -188,6 +188,10 @@ class ArtifactStore:
         shutil.rmtree(aside, ignore_errors=True)
         return complete
 
+    def is_quarantined(self, stage: str, key: str) -> bool:
+        """Whether an artifact of that key was found damaged before."""
+        return any((self.root / ".quarantine").glob(f"{stage}-{key}-*"))
+
     def _quarantine(self, folder: Path, damage: DamagedArtifactError) -> None:
         """Move a damaged artifact aside, where nobody reads it and a person can look at it."""
         aside = self.root / ".quarantine" / f"{folder.parent.name}-{folder.name}-{time.time_ns()}"

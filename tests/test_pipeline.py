@@ -191,6 +191,7 @@ def test_a_flipped_bit_in_an_input_is_found_and_only_that_artifact_is_made_again
     record = record_of(result, config)
     assert [stage.stage for stage in record.stages if stage.cached] == ["collect", "clean"]
     assert record.stages[2].digest == first[1].stages[2].digest
+    assert record.stages[2].why == "its artifact was damaged and is in quarantine"
     assert len(list((store.root / ".quarantine").iterdir())) == 1
 
 

@@ -147,7 +147,7 @@ def test_new_phrasings_occur_only_in_their_test_files():
         parts = re.split(r"\{\w\}", phrasing.partition(" || ")[0])
         return ".+".join(normal(part) for part in parts)
 
-    asks = [ask for task in world.tasks().values() for ask in task["ask"].values()]
+    asks = [ask for task in world.tasks().values() for ask in task.get("ask", {}).values()]
     new = re.compile("|".join({pattern(phrasing) for ask in asks for phrasing in ask["new"]}))
     for name in ("instructions.jsonl", TESTS[0], TESTS[2]):
         for row in parsed(name):

@@ -1,0 +1,187 @@
+"""The plan: what would run, what is cached, and the reason in words that a person can act on."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ROWS, write_jsonl
+from safetensors.numpy import save_file
+
+from tasks import fingerprint
+from tasks.config import PipelineConfig
+from tasks.errors import ModelError, SourceError
+from tasks.plan import Step, plan
+from tasks.stages import STAGES
+from tasks.store import ArtifactStore
+
+NAMES = list(STAGES)
+COUNTS = {"rows_in": 1, "rows_kept": 1, "rejected": {}, "figures": {}, "seconds": 1.0, "peak_memory_bytes": 1}
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> dict[str, Any]:
+    """A config over a small source and a base model whose files are whole, but which nobody can run."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text('{"architectures": ["None"]}')
+    (base / "tokenizer.json").write_text("{}")
+    save_file({"weight": np.zeros(4)}, base / "model.safetensors")
+    sources = [{"path": str(write_jsonl(tmp_path / "colours.jsonl", ROWS))}]
+    return {"model": {"base": str(base)}, "collect": {"sources": sources}, "store": str(tmp_path / "artifacts")}
+
+
+@pytest.fixture
+def code_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the code that the keys are made of, to edit."""
+    shutil.copytree(fingerprint.ROOT / "tasks", tmp_path / "code" / "tasks")
+    monkeypatch.setattr(fingerprint, "ROOT", tmp_path / "code")
+    fingerprint._read.cache_clear()
+    yield tmp_path / "code"
+    fingerprint._read.cache_clear()
+
+
+def steps(raw: dict[str, Any], **sections: dict[str, Any]) -> dict[str, Step]:
+    """The plan for a config with some sections changed, by stage."""
+    changed = {name: raw.get(name, {}) | section for name, section in sections.items()}
+    config = PipelineConfig.model_validate(raw | changed)
+    return {step.stage.name: step for step in plan(config, ArtifactStore(config.store))}
+
+
+def publish(raw: dict[str, Any], step: Step, content: Any = None, **parts: Any) -> None:
+    """Leave the artifact that a stage would; without `content`, all that its key is made of decides its content."""
+    store = ArtifactStore(raw["store"])
+    with store.work_folder(step.stage.name, step.key) as work:
+        (work / "part-00000.parquet").write_text(json.dumps(content or step.parts, sort_keys=True))
+        own = {"stage": step.stage.name, "key": step.key, "created_by": "attune 0.1.0"}
+        store.commit(work, own | COUNTS | step.parts | parts)
+
+
+def publish_all(raw: dict[str, Any], content: Any = None, **sections: dict[str, Any]) -> dict[str, Step]:
+    """Run the whole pipeline, as far as the plan can tell."""
+    for name in NAMES:
+        step = steps(raw, **sections)[name]
+        assert step.key
+        if step.manifest is None:
+            publish(raw, step, content and content + name)
+    done = steps(raw, **sections)
+    assert [done[name].why for name in NAMES] == ["cached"] * len(NAMES)
+    return done
+
+
+def whys(raw: dict[str, Any], **sections: dict[str, Any]) -> dict[str, str]:
+    """Why each stage that is not cached would run."""
+    return {name: step.why for name, step in steps(raw, **sections).items() if step.manifest is None}
+
+
+def waits(*names: str) -> dict[str, str]:
+    """The reason of stages behind the first of `names`, which must run."""
+    behind = NAMES[NAMES.index(names[0]) + 1 :]
+    first = {name: next(one for one in STAGES[name].inputs if one in (*names, *behind)) for name in behind}
+    return {name: f"waits for {first[name]}" for name in behind}
+
+
+def test_an_empty_store_knows_one_key_and_equal_inputs_give_equal_keys(raw, tmp_path):
+    first = steps(raw)
+    assert (first["collect"].why, first["collect"].ref) == ("never ran", None)
+    assert whys(raw) == {"collect": "never ran"} | waits("collect")
+    assert [step.key for step in first.values()][1:] == [""] * 6
+    done = publish_all(raw)
+    elsewhere = publish_all(raw | {"store": str(tmp_path / "elsewhere"), "name": "other", "runs": "other"})
+    assert [step.key for step in done.values()] == [step.key for step in elsewhere.values()]
+    assert len({step.key for step in done.values()}) == len(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "first", "why"),
+    [
+        ("fine_tune", {"learning_rate": 3e-4}, "fine_tune", "learning_rate: 0.0002 → 0.0003"),
+        ("fine_tune", {"seed": 1, "epochs": 1.0}, "fine_tune", "epochs: 3.0 → 1.0; seed: 0 → 1"),
+        ("evaluate", {"max_rows": 9}, "evaluate", "max_rows: None → 9"),
+        ("split", {"seed": 1}, "split", "seed: 0 → 1"),
+        ("clean", {"filters": [{"name": "empty"}]}, "clean", "filters.1.name is gone; "),
+        ("export", {"parity_rows": 1}, "export", "parity_rows: 64 → 1"),
+    ],
+)
+def test_a_setting_changes_the_key_of_its_own_stage_and_the_reason_names_it(raw, section, change, first, why):
+    before = publish_all(raw)
+    after = steps(raw, **{section: change})
+    at = NAMES.index(first)
+    assert [after[name].key for name in NAMES[:at]] == [before[name].key for name in NAMES[:at]]
+    assert all(after[name].ref == before[name].ref for name in NAMES[:at])
+    assert after[first].key != before[first].key
+    reasons = whys(raw, **{section: change})
+    if first == "clean":
+        why = "; ".join(f"filters.{number}.name is gone" for number in (1, 2, 3))
+    assert reasons == {first: why} | waits(first)
+
+
+def test_a_new_parameter_of_a_filter_is_named(raw):
+    publish_all(raw)
+    filters = [{"name": name} for name in ("empty", "broken_text", "too_short", "too_long")]
+    filters[3]["params"] = {"max_chars": 9}
+    assert whys(raw, clean={"filters": filters})["clean"] == "filters.3.params.max_chars set to 9"
+
+
+def test_changed_data_and_changed_weights_are_named(raw, tmp_path):
+    publish_all(raw)
+    save_file({"weight": np.ones(4)}, tmp_path / "base" / "model.safetensors")
+    reasons = {"fine_tune": "base model changed", "evaluate": "waits for fine_tune", "export": "waits for fine_tune"}
+    assert whys(raw) == reasons
+    (tmp_path / "base" / "tokenizer.json").write_text('{"version": "2"}')
+    assert whys(raw)["format"] == "base tokenizer changed"
+    with (tmp_path / "colours.jsonl").open("a") as file:
+        file.write("{}\n")
+    assert whys(raw) == {"collect": "source colours.jsonl changed"} | waits("collect")
+    more = [*raw["collect"]["sources"], {"path": str(write_jsonl(tmp_path / "more.jsonl", ROWS))}]
+    assert "source more.jsonl is new" in whys(raw, collect={"sources": more})["collect"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [
+        ({"versions": {"pyarrow": "1.0"}}, "pandas is new"),
+        ({"inputs": {"collect": "0" * 64}}, "collect changed"),
+        ({"code": {}}, "tasks.clean is new"),
+    ],
+)
+def test_another_version_input_or_code_is_named(raw, parts, why):
+    publish(raw, steps(raw)["collect"])
+    old = steps(raw)["clean"]
+    publish(raw, Step(old.stage, old.parts | parts, "0" * 32, None, ""))
+    assert why in whys(raw)["clean"].split("; ")
+    if "versions" in parts:
+        assert f"pyarrow 1.0 → {old.parts['versions']['pyarrow']}" in whys(raw)["clean"]
+
+
+def test_edited_code_is_named_and_only_the_stages_that_use_it_run(raw, code_copy):
+    publish_all(raw, content="what it was before ")
+    with (code_copy / "tasks" / "filters.py").open("a") as file:
+        file.write("\n\ndef newer() -> int:\n    return 1\n")
+    fingerprint._read.cache_clear()
+    assert whys(raw) == {"clean": "code of tasks.filters changed"} | waits("clean")
+
+
+def test_of_several_older_artifacts_the_most_similar_is_compared_with(raw):
+    publish_all(raw)
+    publish_all(raw, split={"seed": 5, "test": 0.3, "validation": 0.3})
+    assert whys(raw, split={"seed": 6, "test": 0.3, "validation": 0.3})["split"] == "seed: 5 → 6"
+    assert whys(raw, split={"seed": 6})["split"] == "seed: 0 → 6"
+
+
+def test_the_same_rows_from_another_setting_run_nothing_that_follows(raw):
+    publish_all(raw, content="the same rows whatever the settings: ")
+    kept_all = {"clean": {"duplicates": "keep_all"}}
+    assert whys(raw, **kept_all) == {"clean": "duplicates: 'keep_first' → 'keep_all'"} | waits("clean")
+    publish(raw, steps(raw, **kept_all)["clean"], "the same rows whatever the settings: clean")
+    assert whys(raw, **kept_all) == {}
+
+
+def test_what_is_missing_outside_is_told_before_anything_runs(raw, tmp_path):
+    with pytest.raises(SourceError, match="there is no such file"):
+        steps(raw, collect={"sources": [{"path": str(tmp_path / "missing.jsonl")}]})
+    with pytest.raises(ModelError, match="there is no folder"):
+        steps(raw, model={"base": str(tmp_path / "missing")})
