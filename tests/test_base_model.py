@@ -88,6 +88,7 @@ BREAKS = {
     "offsets of text": (with_header({"a": {"data_offsets": ["0", "4"]}}), "model.safetensors is no safetensors file"),
     "shard missing": (sharded_but(lambda base: (base / SHARDS[1]).unlink()), f"{SHARDS[1]} is missing"),
     "shard cut": (sharded_but(cut(SHARDS[1], -1)), f"{SHARDS[1]} has"),
+    "index missing": (sharded_but(lambda base: (base / INDEX).unlink()), f"{INDEX} is missing"),
     "index no JSON": (sharded_but(with_file(INDEX, "")), f"{INDEX} is not readable JSON"),
     "index without map": (sharded_but(with_file(INDEX, '{"weight_map": []}')), f"{INDEX} has no weight_map"),
 }
