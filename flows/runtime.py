@@ -9,10 +9,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-# Threads that wait by spinning starve each other where cores are shared: 40 training steps beside another job on two
-# cores took 64 s so, and 11 s with threads that sleep. OpenMP reads this when torch is first imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 # Prefect reads its settings when it is first imported.
 os.environ.setdefault("PREFECT_HOME", str(Path("data/prefect").absolute()))
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COLOURS = ["red", "green", "blue", "white", "black", "brown", "pink", "grey", "gold", "teal"]
 ROWS = [

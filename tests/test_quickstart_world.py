@@ -157,8 +157,9 @@ def test_new_phrasings_occur_only_in_their_test_files():
             assert new.fullmatch(normal(row["instruction"])), row
 
 
-def test_pretraining_text_holds_no_instruction_and_no_chat_token():
-    documents = list(itertools.islice(corpus.documents(f"{world.SEED}-pretraining"), 4000))
+@pytest.mark.parametrize("mix", [corpus.FACTS, corpus.PRACTICE, corpus.ARITHMETIC], ids=lambda mix: mix.name)
+def test_pretraining_text_holds_no_instruction_and_no_chat_token(mix):
+    documents = list(itertools.islice(corpus.documents(f"{world.SEED}-{mix.name}-1.0", 1.0, mix), 4000))
     text = "\n".join(documents)
     for mark in (*CHAT_TOKENS, "?", "？", "user\n", "assistant"):
         assert mark not in text
