@@ -16,6 +16,7 @@ from tasks.model_card import model_card
 
 BATCH_SIZE = 32
 MAX_NEW_TOKENS = 256
+PARITY_TOKENS = 64
 
 
 def export(config: ExportConfig, inputs: dict[str, Path], out: Path) -> Summary:
@@ -49,7 +50,7 @@ def check_rendering(folder: Path, rows: list[dict[str, Any]]) -> None:
 def check_answers(tuned: Path, folder: Path, rows: list[dict[str, Any]]) -> None:
     """The exported model must answer each test row with the tokens of the evaluated one."""
     prompts = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
-    generation = GenerationConfig.from_pretrained(folder)
+    generation = GenerationConfig.from_pretrained(folder, max_new_tokens=PARITY_TOKENS)
     answers = [
         decoder_only.generate(decoder_only.load(each), prompts, generation, BATCH_SIZE, f"export {each.name}")
         for each in (tuned, folder)
