@@ -5,67 +5,75 @@ from typing import Any
 
 from tasks.store import Manifest, read_manifest
 
+HOW_TO_RUN = """## How to run
+
+```python
+from transformers import pipeline
+
+ask = pipeline("text-generation", model="PATH OF THIS FOLDER")
+print(ask([{"role": "user", "content": "…"}], return_full_text=False)[0]["generated_text"])
+```
+"""
+
+LIMITS = """## Limits
+
+It knows what its base model and the data above taught it, and has been judged on the test split alone. No safety tuning
+took place.
+"""
+
 
 def model_card(inputs: dict[str, Path], parity_rows: int) -> str:
     """The card in Markdown, from the manifests of all stages before export."""
     manifests = {name: read_manifest(inputs[name]) for name in inputs}
-    sources = manifests["collect"].settings["sources"]
-    fine_tune = manifests["fine_tune"]
+    title = "# Model card\n\nTuned on instructions by attune, from the checkpoint with the lowest validation loss.\n"
+    parity = f"Before publication it answered {parity_rows} test rows with the same tokens as the evaluated model.\n"
+    results = "\n".join(["## Results on the test split\n", *_results(manifests["evaluate"].figures["evaluation"])])
+    sections = [title, HOW_TO_RUN, results, "", parity, _data(manifests), _training(manifests["fine_tune"])]
+    return "\n".join([*sections, LIMITS, _lineage(manifests)])
+
+
+def _data(manifests: dict[str, Manifest]) -> str:
+    collect, train = manifests["collect"], manifests["format"].figures["train"]
     return "\n".join(
         [
-            "# Model card",
-            "",
-            "Tuned on instructions by attune. The weights are the checkpoint with the lowest validation loss.",
-            "",
-            "## How to run",
-            "",
-            "```python",
-            "from transformers import pipeline",
-            "",
-            'ask = pipeline("text-generation", model="PATH OF THIS FOLDER")',
-            'print(ask([{"role": "user", "content": "…"}], return_full_text=False)[0]["generated_text"])',
-            "```",
-            "",
-            "## Results on the test split",
-            "",
-            *_results(manifests["evaluate"].figures["evaluation"]),
-            "",
-            f"Before it was published, the export answered {parity_rows} test rows "
-            "with the same tokens as the evaluated model.",
-            "",
             "## Data",
             "",
             "| source | SHA-256 |",
             "|---|---|",
-            *(
-                f"| {name.removeprefix('source ')} | `{digest}` |"
-                for name, digest in manifests["collect"].inputs.items()
-            ),
+            *(f"| {name.removeprefix('source ')} | `{digest}` |" for name, digest in collect.inputs.items()),
             "",
-            f"{len(sources)} sources, {manifests['collect'].rows_in} rows read; "
-            f"{manifests['format'].figures['train']['rows']} examples trained on, "
-            f"{manifests['format'].figures['train']['supervised_tokens']} supervised tokens.",
+            f"{collect.rows_in} rows read, {train['rows']} examples trained on, "
+            f"{train['supervised_tokens']} supervised tokens.",
             "",
+        ]
+    )
+
+
+def _training(fine_tune: Manifest) -> str:
+    tuned = fine_tune.figures["tuned"]
+    return "\n".join(
+        [
             "## Training",
             "",
-            f"Best step {fine_tune.figures['tuned']['best_step']} of {fine_tune.figures['tuned']['steps']}, "
-            f"validation loss {fine_tune.figures['tuned']['best_validation_loss']:.4f}.",
+            f"Step {tuned['best_step']} of {tuned['steps']}, validation loss {tuned['best_validation_loss']:.4f}.",
             "",
             "| setting | value |",
             "|---|---|",
             *(f"| {name} | {value} |" for name, value in fine_tune.settings.items()),
             "",
-            "## Limits",
-            "",
-            "It knows what its base model and the data above taught it, and has been judged on the test split alone. "
-            "No safety tuning took place.",
-            "",
+        ]
+    )
+
+
+def _lineage(manifests: dict[str, Manifest]) -> str:
+    return "\n".join(
+        [
             "## Lineage",
             "",
             "| stage | key | content digest | rows in | kept | rejected |",
             "|---|---|---|---|---|---|",
-            *(_lineage(manifest) for manifest in manifests.values()),
-            f"| base model | | `{fine_tune.inputs['base model']}` | | | |",
+            *(_lineage_row(manifest) for manifest in manifests.values()),
+            f"| base model | | `{manifests['fine_tune'].inputs['base model']}` | | | |",
             "",
         ]
     )
@@ -82,7 +90,7 @@ def _results(evaluation: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _lineage(manifest: Manifest) -> str:
+def _lineage_row(manifest: Manifest) -> str:
     rejected = ", ".join(f"{reason} {rows}" for reason, rows in manifest.rejected.items()) or "0"
     return (
         f"| {manifest.stage} | `{manifest.key}` | `{manifest.digest[:16]}` "

@@ -195,5 +195,5 @@ def test_extends_lays_a_config_over_another_in_its_own_folder(tmp_path):
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(CONFIGS)))
-def test_every_shipped_config_loads(path):
-    load(path)
+def test_every_shipped_config_loads_under_the_name_of_its_file(path):
+    assert load(path).name == path.stem
