@@ -53,7 +53,7 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
         self.failure = error if isinstance(error, AttuneError) else None
-        self.folder.end(f"{error or kind.__name__}" if kind else "")
+        self.folder.end((str(error) or kind.__name__) if kind else "")
         write_report(self.folder)
         return self.failure is not None
 

@@ -1,10 +1,16 @@
 """The flow as Prefect sees it."""
 
 import inspect
+import json
+from pathlib import Path
 
+import pytest
 from prefect.utilities.callables import parameter_schema
 
 from flows import pipeline as module
+from flows.runtime import Run
+from tasks.config import CollectConfig, PipelineConfig, SourceConfig
+from tasks.errors import TrainingError
 from tasks.stages import STAGES
 
 
@@ -24,3 +30,30 @@ def test_the_form_of_the_flow_is_the_config_schema_with_defaults_bounds_and_desc
     assert all("description" in field for field in fine_tune.values())
     filters = schema["definitions"]["CleanConfig"]["properties"]["filters"]
     assert [chosen["name"] for chosen in filters["default"]] == ["empty", "broken_text", "too_short", "too_long"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    collect = CollectConfig(sources=[SourceConfig(path="x.jsonl")])
+    return Run(PipelineConfig(collect=collect, store=str(tmp_path / "store"), runs=str(tmp_path / "runs")))
+
+
+def ended(run: Run) -> tuple[str, str]:
+    record = json.loads((run.folder.path / "run.json").read_text())
+    return record["state"], record["error"]
+
+
+def test_an_interrupted_run_has_failed_and_the_interrupt_goes_on(run):
+    with pytest.raises(KeyboardInterrupt), run:
+        raise KeyboardInterrupt
+    assert ended(run) == ("failed", "KeyboardInterrupt")
+
+
+def test_an_explained_failure_becomes_the_state_of_the_flow_and_a_bug_keeps_its_traceback(run):
+    with run:
+        raise TrainingError("the loss is nan")
+    assert ended(run) == ("failed", "the loss is nan")
+    assert run.result().is_failed() and run.result().message == "the loss is nan"
+    with pytest.raises(ZeroDivisionError), run:
+        raise ZeroDivisionError("a bug")
+    assert ended(run) == ("failed", "a bug")
