@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ class TokenTrainer(Trainer):
         """Mean loss per supervised token over the validation rows, as `eval_loss`."""
         losses = decoder_only.example_losses(self.model, self.eval_dataset)
         mean = sum(total for total, _ in losses) / sum(count for _, count in losses)
-        if mean != mean or mean in (float("inf"), float("-inf")):
+        if not math.isfinite(mean):
             raise TrainingError(
                 f"fine_tune: the validation loss is {mean} at step {self.state.global_step}; nothing was published"
             )
