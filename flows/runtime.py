@@ -15,16 +15,18 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "attune")
+os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # a stage may be called without a flow
 
 from prefect import State, Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed
 
-from tasks import base_model
+from tasks import base_model, contract, engine
 from tasks.config import PipelineConfig
-from tasks.errors import AttuneError, is_disk_trouble
+from tasks.errors import AttuneError, SourceError, is_disk_trouble
+from tasks.ledger import Summary
 from tasks.memory import peak_memory
-from tasks.plan import Step, look_up
+from tasks.plan import Step, look_up, outside_inputs
 from tasks.report import write_report
 from tasks.run_record import RunFolder, StageRecord, stage_record
 from tasks.stages import STAGES, Stage
@@ -66,9 +68,11 @@ class Run:
     def stage(self, stage: Stage, inputs: dict[str, ArtifactRef]) -> ArtifactRef:
         """Bring one stage to its artifact: the cached one, or a new one made from verified inputs."""
         step = look_up(stage, self.config, inputs, self.store)
-        if step.ref is None and (damaged := [name for name, ref in inputs.items() if not self.store.verify(ref)]):
+        if step.ref is None:
+            damaged = [name for name, ref in inputs.items() if not self.store.verify(ref)]
             inputs = inputs | {name: self._make_again(name) for name in damaged}
-            step = look_up(stage, self.config, inputs, self.store)
+            while damaged or (step.memory and not self.store.verify(step.memory)):
+                step, damaged = look_up(stage, self.config, inputs, self.store), []
         record = _TASKS[stage.name](self.config, step, inputs, return_state=True).result()
         self.refs[stage.name] = record.ref
         self.folder.add(record, self.store.path(record.ref))
@@ -124,25 +128,40 @@ def run_stage(stage: Stage, config: PipelineConfig, step: Step, inputs: dict[str
     folders = {name: store.path(ref) for name, ref in inputs.items()}
     if stage.base:
         folders["base"] = base_model.resolve(config.model)
+    if step.memory is not None:
+        folders["previous"] = store.path(step.memory)
     with store.work_folder(stage.name, step.key) as work:
         if (manifest := store.find(stage.name, step.key)) is not None:
             return stage_record(manifest, cached=True, why="another run made it meanwhile")
         began = time.perf_counter()
-        with peak_memory() as peak:
+        with peak_memory() as peak, engine.using(config.engine):
             summary = stage.function(getattr(config, stage.name), folders, work)
+        _check_outside(stage, config, step, summary, store)
         manifest = store.commit(
             work,
             {
                 "stage": stage.name,
                 "key": step.key,
+                "pipeline": config.name,
                 **step.parts,
                 "rows_in": summary.rows_in,
                 "rows_kept": summary.rows_kept,
                 "rejected": summary.rejected,
-                "figures": summary.figures,
+                "figures": summary.figures | {"funnel": summary.funnel, "rejected_samples": summary.samples},
                 "seconds": round(time.perf_counter() - began, 3),
                 "peak_memory_bytes": peak(),
                 "created_by": f"attune {version('attune')}",
             },
         )
     return stage_record(manifest, cached=False, why=step.why)
+
+
+def _check_outside(stage: Stage, config: PipelineConfig, step: Step, summary: Summary, store: ArtifactStore) -> None:
+    """What no stage made must be what it was when the run began, and what it was in the last run."""
+    if stage.base:  # hashing a large model again would cost minutes
+        return
+    now = outside_inputs(stage, config)
+    if changed := [name for name in now if now[name] != step.parts["inputs"][name]]:
+        raise SourceError(f"{changed[0]}: changed while it was read; nothing was published, run again")
+    if stage.name == "collect":
+        contract.hold(config.collect, summary.figures["sources"], store.manifests("collect"))

@@ -7,14 +7,14 @@ from typing import Any
 import pyarrow as pa
 
 from tasks import base_model
-from tasks.clean import first_failed
-from tasks.collect import choose_shape, examples, limited_rows
+from tasks.clean import first_failed, repair
+from tasks.collect import examples, rows_of, shape_of
 from tasks.config import PipelineConfig, SourceConfig
 from tasks.errors import SourceError
 from tasks.format import load_tokenizer, refusal
 from tasks.packing import pack
-from tasks.schema import EXAMPLE
-from tasks.split import by_hash
+from tasks.placing import by_hash
+from tasks.sources import files
 from tasks.templates import Rendered, messages, render
 
 SAMPLE_ROWS = 1_000
@@ -79,19 +79,20 @@ def _packs(sources: list[SourceCheck], config: PipelineConfig) -> int:
 
 
 def _source(source: SourceConfig, config: PipelineConfig, tokenizer: Any) -> SourceCheck:
-    shape_name, shape = choose_shape(source, config.collect.max_row_chars)
+    shape = shape_of(source, config.collect.max_row_bytes)
     sample, rows = [], 0
-    for row in limited_rows(source, config.collect.max_row_chars):
+    for row in rows_of(source, files(source), config.collect.max_row_bytes):
         rows += 1
         if rows <= SAMPLE_ROWS:
             sample.append(row)
     if not sample:
-        raise SourceError(f"source {source.path}: has no rows")
+        raise SourceError(f"source {source.label}: has no rows")
     kept, bad = examples(source, shape, sample)
     rejected = Counter(row["reason"] for row in bad)
-    reasons = first_failed(pa.Table.from_pylist(kept, schema=EXAMPLE), config.clean.filters)
+    kept, _ = repair(kept, config.clean.repairs)
+    reasons, _ = first_failed(kept, config.clean.filters)
     rejected.update(reason for reason in reasons if reason)
-    clean = [row for row, reason in zip(kept, reasons, strict=True) if not reason]
+    clean = kept.filter(pa.array(reasons == "")).to_pylist()
     training = []
     conversations = [messages(row) for row in clean]
     for row, conversation, rendered in zip(clean, conversations, render(conversations, tokenizer), strict=True):
@@ -100,4 +101,4 @@ def _source(source: SourceConfig, config: PipelineConfig, tokenizer: Any) -> Sou
             rejected[reason] += 1
         elif (row["split"] or by_hash(row["group"], config.split)) == "train":
             training.append(rendered)
-    return SourceCheck(source.label, shape_name, rows, len(sample), rejected, training)
+    return SourceCheck(source.label, shape, rows, len(sample), rejected, training)

@@ -1,120 +1,211 @@
 """Collect: read the sources into one table of examples."""
 
-import hashlib
 import itertools
-import json
 import logging
-from collections.abc import Callable, Iterator
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from tasks import formats
+from tasks import formats, sampling
 from tasks.config import CollectConfig, SourceConfig
+from tasks.engine import map_shards
 from tasks.errors import SourceError
-from tasks.ledger import ROW_CHARS, Ledger, Summary
-from tasks.normal_form import normal_form
+from tasks.ledger import ROW_CHARS, Ledger, Summary, batches, rejection, total
 from tasks.progress import progress
 from tasks.schema import EXAMPLE
-from tasks.sources import read_rows
+from tasks.sources import SourceFile, files, read_rows
 from tasks.sources.row import Row
+from tasks.texts import CONTENT, PROMPT, hashes
 
 BATCH_ROWS = 5_000
+PART_BYTES = 64_000_000
+"""Files of a source are read together until they are so large; each such part is one piece of work."""
+
+Fields = dict[str, Any]
+Columns = dict[str, set[str]]
+"""Field of a source's rows -> kinds of its values."""
+
 log = logging.getLogger("attune.collect")
+
+
+class Part(NamedTuple):
+    """Files of one source that are read together."""
+
+    source: SourceConfig
+    files: list[SourceFile]
+
+
+class Collected(NamedTuple):
+    """What became of one part."""
+
+    shards: list[Path]
+    summary: Summary
+    columns: Columns
 
 
 def collect(config: CollectConfig, inputs: dict[str, Path], out: Path) -> Summary:
     """Write `examples` (columns EXAMPLE) from all sources, in their order.
 
+    The figure `sources` holds for each source its format, its columns with the kinds of their values, files and rows.
     Raises SourceError for a source that cannot be read, has no row, or has too many bad ones.
     """
-    shapes = {}
-    with Ledger(out) as ledger:
-        ledger.table("examples", EXAMPLE)
-        for source in config.sources:
-            shapes[source.label], shape = choose_shape(source, config.max_row_chars)
-            _collect_source(source, shape, config, ledger)
-    return ledger.summary(formats=shapes)
-
-
-def choose_shape(source: SourceConfig, max_row_chars: int) -> tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]:
-    """Name and function of the shape of a source's rows; `auto` looks at the field names of all its rows."""
-    if source.fields is not None:
-        return "fields", formats.mapped(source.fields)
-    name = source.format
-    if name == "auto":
-        names = set[str]()
-        for row in limited_rows(source, max_row_chars):
-            names.update(row.value or ())
-        try:
-            name = formats.recognise(names)
-        except ValueError as error:
-            raise SourceError(f"source {source.path}: cannot tell its format: {error}") from None
-        log.info("source %s: took it for %s", source.label, name)
-    return name, formats.SHAPES[name]
-
-
-def limited_rows(source: SourceConfig, max_row_chars: int) -> Iterator[Row]:
-    """The rows of a source, at most `limit` of them."""
-    return itertools.islice(read_rows(source.path, max_row_chars), source.limit)
-
-
-def example(source: SourceConfig, shape: Callable[[dict[str, Any]], dict[str, Any]], row: Row) -> dict[str, Any]:
-    """The example (columns EXAMPLE) of a readable row; raises BadRow where it has not got the shape."""
-    fields = dict.fromkeys(EXAMPLE.names, "") | {"history": []} | shape(row.value or {})
-    content = [fields[name] for name in ("system", "history", "instruction", "input", "output", "tools", "label")]
-    prompt = json.dumps(normal_form(content[:4]), ensure_ascii=False).casefold()
-    return fields | {
-        "id": _hash(json.dumps(content, ensure_ascii=False)),
-        "source": source.label,
-        "line": row.line,
-        "task": fields["task"] or source.task or source.label,
-        "group": fields["group"] or _hash(prompt),
-        "split": "" if source.split == "auto" else source.split,
-    }
-
-
-def _collect_source(
-    source: SourceConfig, shape: Callable[[dict[str, Any]], dict[str, Any]], config: CollectConfig, ledger: Ledger
-) -> None:
-    rows = progress(limited_rows(source, config.max_row_chars), f"collect {source.label}", unit="rows")
-    rows_before, rejected_before = ledger.rows_in, ledger.rejected.total()
-    while batch := list(itertools.islice(rows, BATCH_ROWS)):
-        ledger.enter(len(batch))
-        kept, rejected = examples(source, shape, batch)
-        ledger.reject(rejected)
-        ledger.keep("examples", pa.Table.from_pylist(kept, schema=EXAMPLE))
-    read = ledger.rows_in - rows_before
-    bad = ledger.rejected.total() - rejected_before
-    if read == 0:
-        raise SourceError(f"source {source.path}: has no rows")
-    if bad > config.max_reject_ratio * read:
-        reasons = ", ".join(f"{reason} {rows}" for reason, rows in ledger.rejected.most_common())
-        raise SourceError(
-            f"source {source.path}: {bad} of {read} rows are bad, more than collect.max_reject_ratio = "
-            f"{config.max_reject_ratio:g} allows. Reasons so far: {reasons}. "
-            f"First: {ledger.first_rejected(source.label)}"
+    parts = [part for source in config.sources for part in _parts(source)]
+    shapes = {source.label: shape_of(source, config.max_row_bytes) for source in config.sources}
+    sampled = sampling.wanted(config)
+    folder = out / ("scratch" if sampled else "examples")
+    work = [(part, shapes[part.source.label], config, number, folder, out) for number, part in enumerate(parts)]
+    read = map_shards(_collect_part, work, "collect")
+    summaries = [part.summary for part in read]
+    sources = {
+        source.label: _checked(source, shapes[source.label], config, [
+            (part, done) for part, done in zip(parts, read, strict=True) if part.source is source
+        ])
+        for source in config.sources
+    }  # fmt: skip
+    if sampled:
+        shards = [shard for part in read for shard in part.shards]
+        limits = sampling.limits(config, shards)
+        chosen = map_shards(
+            _sample, [(config, limits, shard, number, out) for number, shard in enumerate(shards)], "sample"
         )
+        shutil.rmtree(folder)
+        summaries = [*(replace(summary, rows_kept=0) for summary in summaries), *chosen]
+    return total(summaries, sources=sources)
+
+
+def shape_of(source: SourceConfig, max_row_bytes: int) -> str:
+    """The name of the shape of a source's rows; `auto` looks at the field names of all its rows."""
+    if source.format != "auto":
+        return source.format
+    names = set[str]()
+    for _, row in rows_of(source, files(source), max_row_bytes):
+        names.update(row.value or ())
+    try:
+        name = formats.recognise(names)
+    except ValueError as error:
+        raise SourceError(f"source {source.label}: cannot tell its format: {error}") from None
+    log.info("source %s: took it for %s", source.label, name)
+    return name
+
+
+def rows_of(source: SourceConfig, chosen: Iterable[SourceFile], max_row_bytes: int) -> Iterator[tuple[str, Row]]:
+    """The rows of files of a source, at most `limit` of them, each with the name of its file."""
+    rows = ((file.name, row) for file in chosen for row in read_rows(source, file, max_row_bytes))
+    return itertools.islice(rows, source.limit)
 
 
 def examples(
-    source: SourceConfig, shape: Callable[[dict[str, Any]], dict[str, Any]], rows: list[Row]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows that became examples, and the ledger's lines for those that did not."""
+    source: SourceConfig, shape: str, rows: Iterable[tuple[str, Row]]
+) -> tuple[pa.Table, list[dict[str, Any]]]:
+    """The rows that became examples (columns EXAMPLE), and the ledger's lines for those that did not."""
+    to_fields = formats.mapped(source.fields) if source.fields is not None else formats.SHAPES[shape]
     kept, rejected = [], []
-    for row in rows:
+    for file, row in rows:
+        where = {"source": source.label, "file": file, "line": row.line}
         reason, detail = row.reason, row.detail
         if row.value is not None:
             try:
-                kept.append(example(source, shape, row))
+                kept.append(_example(source, where, to_fields(row.value)))
                 continue
             except formats.BadRow as bad:
                 reason, detail = bad.reason, bad.detail
-        place = {"source": source.label, "line": row.line, "id": ""}
-        rejected.append(place | {"reason": reason, "detail": detail, "row": row.text[:ROW_CHARS]})
-    return kept, rejected
+        rejected.append(where | {"id": "", "reason": reason, "detail": detail, "row": row.shown[:ROW_CHARS]})
+    return _identified(pa.Table.from_pylist(kept, schema=EXAMPLE)), rejected
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _parts(source: SourceConfig) -> Iterator[Part]:
+    """A source in pieces of about PART_BYTES; one whose rows are limited is one piece, since its rows are counted."""
+    part: list[SourceFile] = []
+    for file in files(source):
+        part.append(file)
+        if source.limit is None and sum(each.size_bytes for each in part) >= PART_BYTES:
+            yield Part(source, part)
+            part = []
+    if part:
+        yield Part(source, part)
+
+
+def _collect_part(part: Part, shape: str, config: CollectConfig, number: int, folder: Path, out: Path) -> Collected:
+    """Read one part into shards in `folder`."""
+    source, columns = part.source, defaultdict[str, set[str]](set)
+    rows = progress(rows_of(source, part.files, config.max_row_bytes), source.label, unit="rows")
+    with Ledger(out, f"{number:05d}-") as ledger:
+        ledger.table("examples", EXAMPLE, folder)
+        while batch := list(itertools.islice(rows, BATCH_ROWS)):
+            ledger.enter({source.label: len(batch)})
+            _note_columns(columns, batch)
+            kept, rejected = examples(source, shape, batch)
+            ledger.reject(rejected)
+            ledger.keep("examples", kept)
+    return Collected(ledger.paths("examples"), ledger.summary(), dict(columns))
+
+
+def _note_columns(columns: Columns, rows: Iterable[tuple[str, Row]]) -> None:
+    for _, row in rows:
+        for name, value in (row.value or {}).items():
+            if value is not None:
+                columns[name].add(formats.kind(value))
+            elif name not in columns:
+                columns[name] = set()
+
+
+def _example(source: SourceConfig, where: Fields, fields: Fields) -> Fields:
+    """The columns of EXAMPLE but for `id`, and for `group` where the row names none."""
+    blank = dict.fromkeys(EXAMPLE.names, "") | {"history": [], "tool_turns": []}
+    return blank | fields | where | {
+        "task": fields.get("task") or source.task or source.label,
+        "split": "" if source.split == "auto" else source.split,
+    }  # fmt: skip
+
+
+def _identified(table: pa.Table) -> pa.Table:
+    """The table with `id`, and with the prompt's hash for `group` where a row names none."""
+    ids = [digest.hex()[:16] for digest in hashes(table, CONTENT, normalise=False)]
+    prompts = [digest.hex()[:16] for digest in hashes(table, PROMPT, normalise=True, fold=True)]
+    groups = [own or prompt for own, prompt in zip(table["group"].to_pylist(), prompts, strict=True)]
+    for name, values in (("id", ids), ("group", groups)):
+        table = table.set_column(EXAMPLE.get_field_index(name), name, pa.array(values, pa.string()))
+    return table
+
+
+def _checked(source: SourceConfig, shape: str, config: CollectConfig, read: Sequence[tuple[Part, Collected]]) -> Fields:
+    """What a source turned out to be.  Raises SourceError where it is empty, or too many of its rows are bad."""
+    summary = total(done.summary for _, done in read)
+    if summary.rows_in == 0:
+        raise SourceError(f"source {source.label}: has no rows")
+    bad = summary.rows_in - summary.rows_kept
+    if bad > config.max_reject_ratio * summary.rows_in:
+        reasons = ", ".join(f"{reason} {rows}" for reason, rows in summary.rejected.items())
+        reason, [first, *_] = next(iter(summary.samples.items()))
+        raise SourceError(
+            f"source {source.label}: {bad} of {summary.rows_in} rows are bad, more than collect.max_reject_ratio = "
+            f"{config.max_reject_ratio:g} allows. Reasons: {reasons}. First: {first['place']}: {reason} ({first['detail']})"
+        )
+    columns: Columns = defaultdict(set)
+    for _, done in read:
+        for name, kinds in done.columns.items():
+            columns[name] |= kinds
+    return {
+        "format": shape,
+        "columns": {name: sorted(kinds) for name, kinds in sorted(columns.items())},
+        "files": sum(len(part.files) for part, _ in read),
+        "rows": summary.rows_in,
+    }
+
+
+def _sample(config: CollectConfig, limits: sampling.Limits, shard: Path, number: int, out: Path) -> Summary:
+    """Keep the rows of a shard that the mix has room for."""
+    with Ledger(out, f"{number:05d}-sample-") as ledger:
+        ledger.table("examples", EXAMPLE)
+        for table in batches(shard):
+            reasons = sampling.over(table, limits, config)
+            bad = [number for number, reason in enumerate(reasons) if reason]
+            rows = table.take(pa.array(bad, pa.int64())).to_pylist()
+            ledger.reject([rejection(row, *reasons[at]) for row, at in zip(rows, bad, strict=True)])
+            ledger.keep("examples", table.filter(pa.array([not reason for reason in reasons])))
+    return ledger.summary()

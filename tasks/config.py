@@ -5,16 +5,17 @@ in the Prefect UI.  Defaults are plain values because the form shows nothing for
 """
 
 import math
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tasks.filters import FILTERS
 from tasks.metrics import METRICS
+from tasks.repairs import REPAIRS
 from tasks.templates import TEMPLATES
 
-Params = dict[str, bool | int | float | str]
+Params = dict[str, bool | int | float | str | list[str]]
 
 
 class Section(BaseModel):
@@ -48,14 +49,38 @@ class FieldMap(Section):
     label: str = Field("", description="Field with the class label.")
 
 
+class HubDataset(Section):
+    """A dataset on the Hugging Face Hub; it is streamed, not kept."""
+
+    dataset: str = Field(min_length=1, description="Name on the Hub, such as owner/name.")
+    config: str = Field("", description="Configuration (subset); empty: the dataset's only one.")
+    split: str = Field("train", min_length=1, description="Split of the dataset that is read.")
+    revision: str = Field("main", min_length=1, description="Branch, tag or commit; a commit makes runs repeatable.")
+
+
 class SourceConfig(Section):
-    """One file of raw instruction data."""
+    """One source of raw instruction data: files, or a dataset on the Hub."""
 
     path: str = Field(
-        min_length=1, description="File: .jsonl, .json, .csv, .tsv or .parquet; relative to the working directory."
+        "",
+        description=(
+            "File, folder or glob: .jsonl, .json, .csv, .tsv or .parquet, each also as .gz or .zst; relative to the "
+            "working directory, or a URL that fsspec opens, such as s3://bucket/folder."
+        ),
     )
-    name: str = Field("", description="Name in artifacts and reports; empty: the name of the file.")
-    format: Literal["auto", "alpaca", "prompt_completion", "messages", "fields"] = Field(
+    hub: HubDataset | None = Field(None, description="Instead of path: a dataset on the Hugging Face Hub.")
+    name: str = Field("", description="Name in artifacts and reports; empty: the last part of the path.")
+    format: Literal[
+        "auto",
+        "alpaca",
+        "prompt_completion",
+        "question_answer",
+        "messages",
+        "sharegpt",
+        "history",
+        "classification",
+        "fields",
+    ] = Field(
         "auto",
         description="Shape of a row; auto looks at the field names of all rows and refuses to guess between two.",
     )
@@ -65,6 +90,14 @@ class SourceConfig(Section):
         "auto", description="Split of all its rows; auto: by the hash of each row's group."
     )
     limit: int | None = Field(None, ge=1, description="Read at most this many rows; empty: all.")
+    weight: float | None = Field(
+        None,
+        gt=0,
+        description=(
+            "Share of the mix, relative to the weights of the other sources: the most rows that give these "
+            "proportions are kept, none twice; empty: all rows, outside the mix."
+        ),
+    )
 
     @model_validator(mode="after")
     def _fields_go_with_their_format(self) -> Self:
@@ -72,21 +105,42 @@ class SourceConfig(Section):
             raise ValueError("'fields' and 'format: fields' go together: give both or neither")
         return self
 
+    @model_validator(mode="after")
+    def _is_in_one_place(self) -> Self:
+        if bool(self.path) == (self.hub is not None):
+            raise ValueError("a source has either a 'path' or a 'hub' dataset")
+        return self
+
     @property
     def label(self) -> str:
         """The name it goes by."""
-        return self.name or Path(self.path).name
+        place = self.hub.dataset if self.hub else self.path
+        return self.name or PurePosixPath(place.rstrip("/")).name
 
 
 class CollectConfig(Section):
     """Read the sources into one table of examples."""
 
-    sources: list[SourceConfig] = Field(min_length=1, description="The files to read.")
-    max_reject_ratio: float = Field(
-        0.05, ge=0, le=1, description="Stop when more than this share of a source's rows is rejected."
+    sources: list[SourceConfig] = Field(min_length=1, description="The files and datasets to read.")
+    max_per_task: int | None = Field(
+        None, ge=1, description="Keep at most this many rows of a task, chosen by hash; empty: all."
     )
-    max_row_chars: int = Field(
-        1_000_000, ge=1, le=1_000_000_000, description="Reject a row longer than this, in characters."
+    seed: int = Field(0, ge=0, description="Another seed makes another choice for max_per_task and weight.")
+    max_reject_ratio: float = Field(
+        0.05, ge=0, le=1, description="Stop when more than this share of a source's rows is unreadable."
+    )
+    max_row_bytes: int = Field(
+        4_000_000, ge=1, le=1_000_000_000, description="Reject a row longer than this, in bytes of UTF-8."
+    )
+    max_shrink_ratio: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Stop when a source has lost more than this share of its rows since it was last read.",
+    )
+    on_source_change: Literal["stop", "accept"] = Field(
+        "stop",
+        description="What to do when a source lost a column, changed a type or its format, or shrank: stop, or go on.",
     )
 
     @field_validator("sources")
@@ -96,6 +150,18 @@ class CollectConfig(Section):
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"two sources go by the name {twice[0]!r}: give one of them another 'name'")
         return sources
+
+
+class RepairConfig(Section):
+    """One repair of the clean stage."""
+
+    name: str = Field(description=f"One of: {', '.join(REPAIRS.names())}.")
+    params: Params = Field({}, description="Parameters of the repair; its defaults hold for the others.")
+
+    @model_validator(mode="after")
+    def _repair_is_known(self) -> Self:
+        REPAIRS.check(self.name, self.params)
+        return self
 
 
 class FilterConfig(Section):
@@ -110,9 +176,50 @@ class FilterConfig(Section):
         return self
 
 
-class CleanConfig(Section):
-    """Drop the rows that would teach the model something wrong."""
+Policy = Literal["keep_first", "keep_longest", "drop_all", "keep_all"]
+"""Which of several rows stay: the first, the one with the longest answer, none of them, or all."""
 
+
+class Similarity(Section):
+    """When two texts are near-duplicates: by the Jaccard similarity of their sets of n-grams."""
+
+    threshold: float = Field(0.8, gt=0, le=1, description="Least Jaccard similarity (0 to 1) of two near-duplicates.")
+    unit: Literal["words", "characters"] = Field("words", description="What an n-gram is made of.")
+    ngram: int = Field(3, ge=1, le=64, description="Words or characters in an n-gram.")
+
+
+class NearDuplicatesConfig(Similarity):
+    """Rows that are nearly the same: found by MinHash, verified by exact Jaccard similarity."""
+
+    policy: Policy = Field("keep_first", description="Which of several near-duplicates stay.")
+    asked_threshold: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description=(
+            "Least similarity of instruction and output alone: other questions about one long input are no duplicates."
+        ),
+    )
+
+
+class DecontaminateConfig(Section):
+    """Drop the rows that hold a piece of a benchmark."""
+
+    against: list[str] = Field(
+        [], description="Files, folders or globs of benchmarks, of any format that collect reads."
+    )
+    ngram_words: int = Field(
+        13, ge=1, description="A row that shares this many words in a row with a benchmark is dropped."
+    )
+
+
+class CleanConfig(Section):
+    """Repair what can be repaired, and drop the rows that would teach the model something wrong."""
+
+    repairs: list[RepairConfig] = Field(
+        [RepairConfig(name="fix_text"), RepairConfig(name="remove_invisible")],
+        description="Changes of the text, in order, before any filter looks at it; they are counted.",
+    )
     filters: list[FilterConfig] = Field(
         [
             FilterConfig(name="empty"),
@@ -122,15 +229,36 @@ class CleanConfig(Section):
         ],
         description="Filters in order; a row is rejected with the name of the first one that it fails.",
     )
-    duplicates: Literal["keep_first", "keep_all"] = Field(
+    decontaminate: DecontaminateConfig = Field(DecontaminateConfig(), description="Benchmarks to keep out of the data.")
+    duplicates: Policy = Field(
         "keep_first",
-        description="What to do with rows whose whole content is equal after Unicode and space normalisation.",
+        description="Rows whose whole content is equal after Unicode and space normalisation: which stay.",
     )
+    conflicts: Policy = Field("keep_all", description="Rows with the same prompt and different answers: which stay.")
+    near_duplicates: NearDuplicatesConfig = Field(NearDuplicatesConfig(), description="Rows that are nearly the same.")
 
 
 class SplitConfig(Section):
     """Divide the examples by a hash of their group."""
 
+    method: Literal["random", "stratified", "grouped", "unseen_instructions"] = Field(
+        "grouped",
+        description=(
+            "grouped: rows of one group, one prompt or nearly the same text share a split; random: only those of one "
+            "group or prompt; stratified: as random, with the same shares in each stratum; unseen_instructions: "
+            "whole tasks."
+        ),
+    )
+    stratify_by: Literal["task", "label"] = Field("task", description="With stratified: what makes a stratum.")
+    similarity: Similarity = Field(
+        Similarity(threshold=0.7), description="When two texts are nearly the same, for grouped and for the leak."
+    )
+    max_leak_ratio: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Stop when more than this share of validation or test is found again, or nearly, in train.",
+    )
     validation: float = Field(0.05, ge=0, lt=1, description="Share of the groups that goes to validation.")
     test: float = Field(
         0.05, ge=0, lt=1, description="Share of the groups that goes to test, beside sources bound to it."
@@ -235,6 +363,14 @@ class ExportConfig(Section):
     )
 
 
+class EngineConfig(Section):
+    """What the shards of collect, clean and split are worked on with; the artifacts are the same for each."""
+
+    kind: Literal["local", "ray"] = Field("local", description="local: processes of this machine; ray: a Ray cluster.")
+    processes: int = Field(0, ge=0, description="With local: processes at a time; 0: one per core.")
+    address: str = Field("auto", min_length=1, description="With ray: address of the running cluster.")
+
+
 class PipelineConfig(Section):
     """A whole run, from raw data to the exported model."""
 
@@ -251,5 +387,6 @@ class PipelineConfig(Section):
     fine_tune: FineTuneConfig = Field(FineTuneConfig(), description="Training.")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="Metrics and answers.")
     export: ExportConfig = Field(ExportConfig(), description="The deliverable.")
+    engine: EngineConfig = Field(EngineConfig(), description="Where shards are worked on.")
     store: str = Field("data/artifacts", min_length=1, description="Folder of the artifacts.")
     runs: str = Field("data/runs", min_length=1, description="Folder of the run records.")

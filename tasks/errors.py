@@ -25,6 +25,10 @@ class EmptySplitError(AttuneError):
     """A split ended without a row."""
 
 
+class LeakError(AttuneError):
+    """Too much of validation or test stands in train as well."""
+
+
 class ModelError(AttuneError):
     """The base model is missing, incomplete or unsafe to load."""
 

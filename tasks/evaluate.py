@@ -67,14 +67,21 @@ def _answers(
             "source": row["source"],
             "task": row["task"],
             "system": system,
-            "prompt": templates.messages(row)[-2]["content"],
-            "reference": row["output"],
+            "prompt": templates.question(row),
+            "reference": _reference(row, tokenizer),
             "prediction": tokenizer.decode(answer, skip_special_tokens=True),
             "supervised_tokens": supervised,
             "loss": loss / supervised,
         }
         for row, answer, (loss, supervised) in zip(rows, answers, losses, strict=True)
     ]
+
+
+def _reference(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What was to be answered; a tool call as the template writes it."""
+    if not row["tool_calls"]:
+        return row["output"]
+    return tokenizer.decode(row["input_ids"][row["prompt_tokens"] :], skip_special_tokens=True)
 
 
 def _score(answers: list[Row], scorers: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from tasks.errors import ExportError
 from tasks.exporters import huggingface
 from tasks.families import decoder_only
 from tasks.held_out import held_out_rows
-from tasks.ledger import Summary
+from tasks.ledger import Summary, place
 from tasks.model_card import model_card
 
 BATCH_SIZE = 32
@@ -42,7 +42,7 @@ def check_rendering(folder: Path, rows: list[dict[str, Any]]) -> None:
         asked = templates.tokens(templates.prompt_text(templates.messages(row)[:-1], tokenizer), tokenizer)
         if asked != row["input_ids"][: row["prompt_tokens"]]:
             raise ExportError(
-                f"export: the exported tokenizer asks row {row['source']}:{row['line']} with other tokens than the "
+                f"export: the exported tokenizer asks row {place(row)} with other tokens than the "
                 f"evaluation did ({asked} against {row['input_ids'][: row['prompt_tokens']]}); nothing was published"
             )
 
@@ -58,6 +58,6 @@ def check_answers(tuned: Path, folder: Path, rows: list[dict[str, Any]]) -> None
     for row, evaluated, exported in zip(rows, *answers, strict=True):
         if evaluated != exported:
             raise ExportError(
-                f"export: row {row['source']}:{row['line']} is answered {exported} by the export and "
+                f"export: row {place(row)} is answered {exported} by the export and "
                 f"{evaluated} by the evaluated model; nothing was published"
             )

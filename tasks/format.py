@@ -7,11 +7,11 @@ import pyarrow as pa
 
 from tasks.config import FormatConfig
 from tasks.errors import TrainingError
-from tasks.ledger import Ledger, Summary, batches, rejection
+from tasks.ledger import Ledger, Summary, batches, by_source, rejection
 from tasks.packing import pack
 from tasks.progress import progress
-from tasks.schema import IGNORE_INDEX, SPLITS, TOKENIZED
-from tasks.templates import Rendered, choose, messages, render
+from tasks.schema import IGNORE_INDEX, PLACE, SPLITS, TOKENIZED
+from tasks.templates import Conversation, Rendered, choose, messages, render, special_token_in
 
 
 def format(config: FormatConfig, inputs: dict[str, Path], out: Path) -> Summary:
@@ -47,13 +47,10 @@ def load_tokenizer(base: Path, template: str) -> Any:
     return tokenizer
 
 
-def refusal(
-    conversation: list[dict[str, str]], rendered: Rendered, tokenizer: Any, max_seq_length: int
-) -> tuple[str, str]:
+def refusal(conversation: Conversation, rendered: Rendered, tokenizer: Any, max_seq_length: int) -> tuple[str, str]:
     """Reason and detail for which a rendered conversation cannot be used, or two empty texts."""
-    for special in tokenizer.all_special_tokens:
-        if any(special in message["content"] for message in conversation):
-            return "special_token_in_text", f"{special} would be read as a mark of the template"
+    if special := special_token_in(conversation, tokenizer):
+        return "special_token_in_text", f"{special} would be read as a mark of the template"
     if not any(rendered.loss_mask):
         return "no_supervised_tokens", "the answer leaves no token to learn from"
     if len(rendered.input_ids) > max_seq_length:
@@ -66,7 +63,7 @@ def refusal(
 def _tokenize(examples: Path, tokenizer: Any, config: FormatConfig, ledger: Ledger) -> list[dict[str, Any]]:
     rows = []
     for table in progress(batches(examples, rows=1000), f"format {examples.name}", unit="batches"):
-        ledger.enter(table.num_rows)
+        ledger.enter(by_source(table))
         rejected = []
         batch = table.to_pylist()
         conversations = [messages(row) for row in batch]
@@ -85,7 +82,7 @@ def _row(example: dict[str, Any], rendered: Rendered) -> dict[str, Any]:
         token if supervised else IGNORE_INDEX
         for token, supervised in zip(rendered.input_ids, rendered.loss_mask, strict=True)
     ]
-    row = {name: example[name] for name in ("id", "source", "line", "task")}
+    row = {name: example[name] for name in ("id", *PLACE, "task")}
     return row | {
         "input_ids": rendered.input_ids,
         "labels": labels,

@@ -4,13 +4,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from tasks.ledger import read
+from tasks.ledger import place, read
 
 
 def held_out_rows(inputs: dict[str, Path], max_rows: int | None) -> list[dict[str, Any]]:
     """Rows with the columns of TOKENIZED and EXAMPLE, at most `max_rows` of them, chosen by the hash of their id."""
-    texts = {(row["source"], row["line"]): row for row in read(inputs["split"] / "test").to_pylist()}
-    rows = [texts[row["source"], row["line"]] | row for row in read(inputs["format"] / "test").to_pylist()]
+    texts = {place(row): row for row in read(inputs["split"] / "test").to_pylist()}
+    rows = [texts[place(row)] | row for row in read(inputs["format"] / "test").to_pylist()]
     if max_rows is None or len(rows) <= max_rows:
         return rows
     return sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).digest())[:max_rows]

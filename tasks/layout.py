@@ -3,7 +3,13 @@
 MANIFEST = "manifest.json"
 
 REJECTED = "rejected"
-"""Folder of the rejected rows.  No stage reads it, so it does not count for the digest of the content."""
+"""Folder of the rejected rows."""
+
+REPAIRED = "repaired"
+"""Folder of texts before and after their repair."""
+
+UNREAD = (REJECTED, REPAIRED)
+"""Folders for people.  No stage reads them, so they do not count for the digest of the content."""
 
 RESUME = "resume"
 """Folder of the checkpoints while a stage works; it survives a kill and is never published."""

@@ -1,10 +1,12 @@
 """The row ledger: every row that enters a stage leaves it as kept or as rejected, and is written down.
 
-Layout of a stage's folder: `<name>/part-00000.parquet` for each named table, `rejected/part-00000.parquet`.
+Layout of a stage's folder: `<name>/part-….parquet` for each named table, `rejected/part-….parquet`.  Shards may be
+worked on apart, each with its own ledger and prefix; `total` adds their summaries up.
 """
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -13,10 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks import layout
-from tasks.schema import REJECTED
+from tasks.schema import PLACE, REJECTED
 
 ROW_CHARS = 20_000
-"""A rejected row's text is cut here; source and line say where the rest is."""
+"""A rejected row's text is cut here; source, file and line say where the rest is."""
+
+SAMPLES = 10
+"""Rejected rows of each reason that are shown in the data report."""
+
+SAMPLE_CHARS = 300
 
 SHARD_ROWS = 50_000
 
@@ -29,15 +36,18 @@ class Summary:
     rows_kept: int
     rejected: dict[str, int] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
+    funnel: dict[str, dict[str, int]] = field(default_factory=dict)  # source -> "rows_in" or reason -> rows
+    samples: dict[str, list[dict[str, str]]] = field(default_factory=dict)  # reason -> place, detail, row
 
 
 class ShardWriter:
     """Write tables of one schema into `folder` as numbered Parquet files."""
 
-    def __init__(self, folder: Path, schema: pa.Schema) -> None:
-        self.folder, self.schema = folder, schema
+    def __init__(self, folder: Path, schema: pa.Schema, prefix: str = "") -> None:
+        self.folder, self.schema, self.prefix = folder, schema, prefix
+        self.paths: list[Path] = []
         self._writer: pq.ParquetWriter | None = None
-        self._shards = self._rows = 0
+        self._rows = 0
 
     def write(self, table: pa.Table) -> None:
         """Append `table`; a shard that has reached SHARD_ROWS is closed first."""
@@ -46,15 +56,15 @@ class ShardWriter:
             self._writer = None
         if self._writer is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / f"part-{self._shards:05d}.parquet"
-            self._writer = pq.ParquetWriter(path, self.schema, compression="zstd", write_page_checksum=True)
-            self._shards, self._rows = self._shards + 1, 0
+            self.paths.append(self.folder / f"part-{self.prefix}{len(self.paths):05d}.parquet")
+            self._writer = pq.ParquetWriter(self.paths[-1], self.schema, compression="zstd", write_page_checksum=True)
+            self._rows = 0
         self._writer.write_table(table.cast(self.schema))
         self._rows += table.num_rows
 
     def close(self) -> None:
         """Finish the last shard; a folder without rows gets one empty shard, so that readers find its columns."""
-        if self._shards == 0:
+        if not self.paths:
             self.write(self.schema.empty_table())
         if self._writer is not None:
             self._writer.close()
@@ -62,15 +72,19 @@ class ShardWriter:
 
 
 class Ledger:
-    """Counts rows in, kept and rejected, and writes the kept and the rejected ones; use as a context manager."""
+    """Counts rows in, kept and rejected, and writes the kept and the rejected ones; use as a context manager.
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    `prefix` begins the names of its shards, for work that is divided: each part has its own.
+    """
+
+    def __init__(self, out: Path, prefix: str = "") -> None:
+        self.out, self.prefix = out, prefix
         self.rows_in = self.rows_kept = 0
         self.rejected: Counter[str] = Counter()
-        self._first: dict[str, str] = {}
+        self._funnel: dict[str, Counter[str]] = defaultdict(Counter)
+        self._samples: dict[str, list[dict[str, str]]] = defaultdict(list)
         self._tables: dict[str, ShardWriter] = {}
-        self._rejected = ShardWriter(out / layout.REJECTED, REJECTED)
+        self._rejected = ShardWriter(out / layout.REJECTED, REJECTED, prefix)
 
     def __enter__(self) -> Self:
         return self
@@ -79,13 +93,19 @@ class Ledger:
         for writer in [*self._tables.values(), self._rejected]:
             writer.close()
 
-    def enter(self, rows: int) -> None:
-        """`rows` rows have entered the stage."""
-        self.rows_in += rows
+    def enter(self, sources: Mapping[str, int]) -> None:
+        """So many rows of each source have entered the stage."""
+        for source, rows in sources.items():
+            self.rows_in += rows
+            self._funnel[source]["rows_in"] += rows
 
-    def table(self, name: str, schema: pa.Schema) -> None:
-        """Open the table `name`; it exists afterwards even if no row is kept in it."""
-        self._tables[name] = ShardWriter(self.out / name, schema)
+    def table(self, name: str, schema: pa.Schema, folder: Path | None = None) -> None:
+        """Open the table `name`, in `folder` if given; it exists afterwards even if no row is kept in it."""
+        self._tables[name] = ShardWriter(folder or self.out / name, schema, self.prefix)
+
+    def paths(self, name: str) -> list[Path]:
+        """The files of the table `name`, complete once the ledger is closed."""
+        return self._tables[name].paths
 
     def keep(self, name: str, rows: pa.Table) -> None:
         """Write `rows` to the table `name` and count them as kept."""
@@ -94,45 +114,70 @@ class Ledger:
 
     def reject(self, rows: list[dict[str, Any]]) -> None:
         """Write rejections (dicts with the columns of REJECTED) and count them by reason."""
-        if rows:
-            self._rejected.write(pa.Table.from_pylist(rows, schema=REJECTED))
-            self.rejected.update(row["reason"] for row in rows)
-            for row in rows:
-                self._first.setdefault(row["source"], f"line {row['line']}: {row['reason']} ({row['detail']})")
-
-    def first_rejected(self, source: str) -> str:
-        """Place and reason of the first row of `source` that was rejected."""
-        return self._first[source]
+        if not rows:
+            return
+        self._rejected.write(pa.Table.from_pylist(rows, schema=REJECTED))
+        for row in rows:
+            self.rejected[row["reason"]] += 1
+            self._funnel[row["source"]][row["reason"]] += 1
+            if len(samples := self._samples[row["reason"]]) < SAMPLES:
+                samples.append({"place": place(row), "detail": row["detail"], "row": row["row"][:SAMPLE_CHARS]})
 
     def summary(self, **figures: Any) -> Summary:
         """The counts so far, with the stage's own figures."""
-        return Summary(self.rows_in, self.rows_kept, dict(sorted(self.rejected.items())), figures)
+        rejected = dict(sorted(self.rejected.items()))
+        funnel = {source: dict(counts) for source, counts in self._funnel.items()}
+        return Summary(self.rows_in, self.rows_kept, rejected, figures, funnel, dict(self._samples))
 
 
-def rejection(row: dict[str, Any], reason: str, detail: str = "") -> dict[str, Any]:
+def total(summaries: Iterable[Summary], **figures: Any) -> Summary:
+    """The sum of the summaries of a stage's parts, in their order, with the stage's own figures."""
+    rejected: Counter[str] = Counter()
+    funnel: dict[str, Counter[str]] = defaultdict(Counter)
+    samples: dict[str, list[dict[str, str]]] = defaultdict(list)
+    rows_in = rows_kept = 0
+    for part in summaries:
+        rows_in, rows_kept = rows_in + part.rows_in, rows_kept + part.rows_kept
+        rejected.update(part.rejected)
+        for source, counts in part.funnel.items():
+            funnel[source].update(counts)
+        for reason, rows in part.samples.items():
+            samples[reason] = [*samples[reason], *rows][:SAMPLES]
+    sources = {source: dict(counts) for source, counts in funnel.items()}
+    return Summary(rows_in, rows_kept, dict(sorted(rejected.items())), figures, sources, dict(samples))
+
+
+def by_source(table: pa.Table) -> Counter[str]:
+    """How many rows of each source a table holds."""
+    return Counter(table["source"].to_pylist())
+
+
+def place(row: Mapping[str, Any]) -> str:
+    """Where a row stands, in one word: source, file where the source has several, and line."""
+    file = "" if row["file"] == row["source"] else f"/{row['file']}"
+    return f"{row['source']}{file}:{row['line']}"
+
+
+def rejection(row: Mapping[str, Any], reason: str, detail: str = "") -> dict[str, Any]:
     """The ledger's line for an example that is rejected."""
-    return {
-        "source": row["source"],
-        "line": row["line"],
-        "id": row["id"],
-        "reason": reason,
-        "detail": detail,
-        "row": json.dumps(row, ensure_ascii=False)[:ROW_CHARS],
-    }
+    where = {name: row[name] for name in (*PLACE, "id")}
+    return where | {"reason": reason, "detail": detail, "row": json.dumps(row, ensure_ascii=False)[:ROW_CHARS]}
 
 
 def read(folder: Path, columns: list[str] | None = None) -> pa.Table:
     """All shards of a table, in order."""
-    return pa.concat_tables([pq.read_table(path, columns=columns) for path in _shards(folder)])
+    return pa.concat_tables([pq.read_table(path, columns=columns) for path in shards(folder)])
 
 
-def batches(folder: Path, rows: int = 10_000) -> Any:
-    """The rows of a table in order, as Arrow tables of at most `rows` rows, without holding all of them."""
-    for path in _shards(folder):
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=rows):
-                yield pa.Table.from_batches([batch])
+def batches(*paths: Path, rows: int = 10_000, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The rows of shards, or of all shards of folders, in order, as tables of at most `rows` rows."""
+    for path in paths:
+        for shard in shards(path) if path.is_dir() else [path]:
+            with pq.ParquetFile(shard) as file:
+                for batch in file.iter_batches(batch_size=rows, columns=columns):
+                    yield pa.Table.from_batches([batch])
 
 
-def _shards(folder: Path) -> list[Path]:
+def shards(folder: Path) -> list[Path]:
+    """The files of a table, in order."""
     return sorted(folder.glob("part-*.parquet"))

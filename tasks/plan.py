@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tasks import base_model, fingerprint, sources
-from tasks.config import PipelineConfig
+from tasks.config import PipelineConfig, SourceConfig
+from tasks.errors import ConfigError
 from tasks.stages import STAGES, Stage
-from tasks.store import ArtifactRef, ArtifactStore, Manifest, digest_json
+from tasks.store import ArtifactRef, ArtifactStore, Manifest, digest_file, digest_json
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,7 @@ class Step:
     key: str  # "" while an input is not known
     manifest: Manifest | None  # of the cached artifact
     why: str  # why it is cached or will run
+    memory: ArtifactRef | None = None  # the artifact that the stage remembers
 
     @property
     def ref(self) -> ArtifactRef | None:
@@ -44,28 +47,83 @@ def plan(config: PipelineConfig, store: ArtifactStore) -> list[Step]:
 
 def look_up(stage: Stage, config: PipelineConfig, refs: Mapping[str, ArtifactRef], store: ArtifactStore) -> Step:
     """The step for a stage whose inputs are known."""
-    inputs = {name: refs[name].digest for name in stage.inputs} | _outside_inputs(stage, config)
+    inputs = {name: refs[name].digest for name in stage.inputs} | outside_inputs(stage, config)
     parts = {
         "settings": getattr(config, stage.name).model_dump(mode="json"),
         "inputs": inputs,
         "code": fingerprint.code_digests(stage.module),
         "versions": fingerprint.versions(stage.versions),
     }
+    remembered = _remembered(stage, config, parts, store) if stage.remembers else ""
+    memory = _memory(stage, config, remembered, store)
+    if remembered:
+        parts["inputs"] = inputs | {"previous": remembered}
     key = digest_json({"stage": stage.name, **parts})[:32]
     manifest = store.find(stage.name, key)
+    if manifest is None and remembered and memory is None:  # what it remembered is gone as well
+        parts["inputs"] = inputs
+        key = digest_json({"stage": stage.name, **parts})[:32]
+        manifest = store.find(stage.name, key)
     why = "cached" if manifest else _why_not(stage, key, parts, store)
-    return Step(stage, parts, key, manifest, why)
+    return Step(stage, parts, key, manifest, why, memory)
 
 
-def _outside_inputs(stage: Stage, config: PipelineConfig) -> dict[str, str]:
+def _remembered(stage: Stage, config: PipelineConfig, parts: dict[str, Any], store: ArtifactStore) -> str:
+    """The digest of the artifact that a stage remembers: the last of its lineage, or "".
+
+    When the last one was made from just these parts, it is the one to find again: then what it remembered counts.
+    """
+    last = next(iter(_lineage(stage, config, store)), None)
+    if last is None:
+        return ""
+    inputs = {name: digest for name, digest in last.inputs.items() if name != "previous"}
+    same = (inputs, last.code, last.versions) == (parts["inputs"], parts["code"], parts["versions"])
+    return last.inputs.get("previous", "") if same else last.digest
+
+
+def _memory(stage: Stage, config: PipelineConfig, digest: str, store: ArtifactStore) -> ArtifactRef | None:
+    """The artifact of a stage's lineage with that digest."""
+    known = (each for each in (_lineage(stage, config, store) if digest else []) if each.digest == digest)
+    return next((ArtifactRef(stage.name, each.key, each.digest) for each in known), None)
+
+
+def _lineage(stage: Stage, config: PipelineConfig, store: ArtifactStore) -> list[Manifest]:
+    """The artifacts of a stage that this pipeline made with these settings, newest first."""
+    settings = getattr(config, stage.name).model_dump(mode="json")
+    own = [each for each in store.manifests(stage.name) if each.pipeline == config.name and each.settings == settings]
+    return sorted(own, key=lambda manifest: manifest.created, reverse=True)
+
+
+def outside_inputs(stage: Stage, config: PipelineConfig) -> dict[str, str]:
     """Digests of what a stage reads that no stage made: the source files, the base model."""
     if stage.name == "collect":
         base_model.resolve(config.model)  # a bad base is told before any data is touched
-        return {f"source {source.label}": sources.digest(source.path) for source in config.collect.sources}
+        return {f"source {source.label}": sources.digest(source) for source in config.collect.sources}
+    if stage.name == "clean":
+        return _files_of_clean(config)
     if stage.base:
         folder = base_model.resolve(config.model)
         return {f"base {stage.base}": base_model.digest(folder, weights=stage.base == "model")}
     return {}
+
+
+def _files_of_clean(config: PipelineConfig) -> dict[str, str]:
+    """Digests of the files that settings of clean name: benchmarks, and the tokenizers of filters."""
+    found = {
+        f"benchmark {path}": sources.digest(SourceConfig(path=path)) for path in config.clean.decontaminate.against
+    }
+    for chosen in config.clean.filters:
+        if tokenizer := chosen.params.get("tokenizer"):
+            found[f"tokenizer {tokenizer}"] = _tokenizer_digest(str(tokenizer))
+    return found
+
+
+def _tokenizer_digest(path: str) -> str:
+    file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    try:
+        return digest_file(file)
+    except OSError as error:
+        raise ConfigError(f"clean.filters: the tokenizer {path} cannot be read: {error.strerror}") from None
 
 
 def _why_not(stage: Stage, key: str, parts: dict[str, Any], store: ArtifactStore) -> str:

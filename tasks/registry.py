@@ -37,5 +37,12 @@ class Registry:
                 known = ", ".join(settings) or "none"
                 raise ValueError(f"{self.kind} {name!r} has no parameter {key!r}; its parameters: {known}")
             expected = settings[key].annotation
-            if type(value) is not expected and not (expected is float and type(value) is int):
-                raise ValueError(f"parameter {key!r} of {self.kind} {name!r} takes {expected.__name__}, not {value!r}")
+            if not _fits(value, expected):
+                takes = getattr(expected, "__name__", expected) if expected != list[str] else "a list of texts"
+                raise ValueError(f"parameter {key!r} of {self.kind} {name!r} takes {takes}, not {value!r}")
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    if expected == list[str]:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return type(value) is expected or (expected is float and type(value) is int)

@@ -57,6 +57,7 @@ def _token_lines(record: RunRecord) -> list[str]:
     return [
         f"{split}: {found['rows']} examples, {found['tokens']} tokens, {found['supervised_tokens']} of them supervised"
         for split, found in figures.items()
+        if "supervised_tokens" in found
     ]
 
 

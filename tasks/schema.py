@@ -7,13 +7,23 @@ IGNORE_INDEX = -100
 
 SPLITS = ("train", "validation", "test")
 
-TURN = pa.struct([("role", pa.string()), ("content", pa.string())])
+PLACE = ("source", "file", "line")
+"""The columns that say where a row was read."""
+
+TURN = pa.struct(
+    [
+        ("role", pa.string()),  # system, user, assistant or tool
+        ("content", pa.string()),
+        ("tool_calls", pa.string()),  # of an assistant's turn: JSON list of {"name", "arguments"}, or ""
+    ]
+)
 
 EXAMPLE = pa.schema(
     [
         ("id", pa.string()),  # hash of the content: equal examples have equal ids
         ("source", pa.string()),  # name of the source it was read from
-        ("line", pa.int64()),  # line in that source, from 1; the row's number where there are no lines
+        ("file", pa.string()),  # file of that source, relative to its folder
+        ("line", pa.int64()),  # line in that file, from 1; the row's number where there are no lines
         ("task", pa.string()),
         ("group", pa.string()),  # examples of one group never straddle two splits
         ("split", pa.string()),  # the split its source is bound to, or ""
@@ -21,8 +31,10 @@ EXAMPLE = pa.schema(
         ("history", pa.list_(TURN)),  # the turns before the instruction
         ("instruction", pa.string()),
         ("input", pa.string()),
+        ("tool_turns", pa.list_(TURN)),  # tool calls and their results between the instruction and the output
         ("output", pa.string()),
-        ("tools", pa.string()),  # JSON text of the tools on offer, or ""
+        ("tool_calls", pa.string()),  # of the output: JSON list of {"name", "arguments"}, or ""
+        ("tools", pa.string()),  # JSON list of the tools on offer, or ""
         ("label", pa.string()),
     ]
 )
@@ -31,6 +43,7 @@ EXAMPLE = pa.schema(
 REJECTED = pa.schema(
     [
         ("source", pa.string()),
+        ("file", pa.string()),
         ("line", pa.int64()),
         ("id", pa.string()),  # "" where the row never became an example
         ("reason", pa.string()),
@@ -40,10 +53,25 @@ REJECTED = pa.schema(
 )
 """Every rejected row of a stage, with its reason and its place."""
 
+REPAIRED = pa.schema(
+    [
+        ("source", pa.string()),
+        ("file", pa.string()),
+        ("line", pa.int64()),
+        ("id", pa.string()),
+        ("repair", pa.string()),
+        ("column", pa.string()),
+        ("before", pa.string()),
+        ("after", pa.string()),
+    ]
+)
+"""Texts that clean changed: all are counted in the manifest, the first of each repair stand here."""
+
 TOKENIZED = pa.schema(
     [
         ("id", pa.string()),
         ("source", pa.string()),
+        ("file", pa.string()),
         ("line", pa.int64()),
         ("task", pa.string()),
         ("input_ids", pa.list_(pa.int32())),  # the whole conversation, stop token included

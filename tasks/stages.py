@@ -22,6 +22,7 @@ class Stage:
     inputs: tuple[str, ...]  # the stages whose artifacts it reads
     base: Literal["", "tokenizer", "model"]  # what of the base model it reads
     versions: tuple[str, ...]  # the libraries whose version decides its result
+    remembers: bool = False  # reads its own last artifact of the same pipeline and settings
 
     @property
     def module(self) -> str:
@@ -38,8 +39,13 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("collect", (), "", ("pyarrow",)),
-        Stage("clean", ("collect",), "", ("pyarrow", "pandas", "ftfy")),
-        Stage("split", ("clean",), "", ("pyarrow",)),
+        Stage(
+            "clean",
+            ("collect",),
+            "",
+            ("pyarrow", "pandas", "numpy", "ftfy", "py3langid", "phonenumbers", "python-stdnum"),
+        ),
+        Stage("split", ("clean",), "", ("pyarrow", "numpy"), remembers=True),
         Stage("format", ("split",), "tokenizer", ("pyarrow", "transformers", "tokenizers")),
         Stage("fine_tune", ("format",), "model", ("torch", "transformers", "accelerate")),
         Stage(

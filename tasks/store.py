@@ -14,13 +14,14 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks.errors import DamagedArtifactError, LedgerError
-from tasks.layout import MANIFEST, REJECTED, RESUME
+from tasks.layout import MANIFEST, RESUME, UNREAD
 
 log = logging.getLogger("attune.store")
 
@@ -43,7 +44,7 @@ class Manifest(BaseModel):
 
     stage: str
     key: str
-    digest: str  # of the content: paths and SHA-256 of all files but the rejected rows
+    digest: str  # of the content: paths and SHA-256 of all files that stages read
     settings: dict[str, Any]
     inputs: dict[str, str]  # name -> content digest
     code: dict[str, str]  # module -> digest
@@ -56,6 +57,7 @@ class Manifest(BaseModel):
     peak_memory_bytes: int
     created: str  # UTC, ISO 8601
     created_by: str  # attune's version
+    pipeline: str = ""  # name of the run that made it
     files: list[FileEntry]
 
 
@@ -170,7 +172,7 @@ class ArtifactStore:
         resume, aside = work / RESUME, _aside(work)
         paths = [path for path in sorted(work.rglob("*")) if path.is_file() and resume not in path.parents]
         files = [_sync(path, work) for path in paths]
-        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        created = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         complete = Manifest(**manifest, digest=content_digest(files), created=created, files=files)
         _write_synced(work / MANIFEST, complete.model_dump_json(indent=1))
         for folder in [path for path in work.rglob("*") if path.is_dir()] + [work]:
@@ -218,7 +220,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def content_digest(files: list[FileEntry]) -> str:
     """Digest of what later stages read: equal content gives an equal digest, whenever and however it was made."""
-    return digest_json([[entry.path, entry.sha256] for entry in files if not entry.path.startswith(f"{REJECTED}/")])
+    return digest_json([[entry.path, entry.sha256] for entry in files if entry.path.split("/")[0] not in UNREAD])
 
 
 def _check(folder: Path, entry: FileEntry, *, trust_time: bool) -> None:

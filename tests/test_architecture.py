@@ -8,23 +8,31 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STAGES = ["collect", "clean", "split", "format", "fine_tune", "evaluate", "export"]
 LAYERS = [
-    {"errors", "layout", "schema", "registry", "progress", "memory", "normal_form"},
-    {"filters", "metrics", "templates", "packing"},
+    {"errors", "layout", "schema", "registry", "progress", "memory", "markup"},
+    {"filters", "repairs", "personal_data", "metrics", "templates", "packing"},
     {"config"},
-    {"config_file"},
-    {"store", "ledger", "sources", "formats"},
-    {"base_model", "fingerprint", "held_out", "families", "exporters"},
+    {"config_file", "engine"},
+    {"store", "ledger", "sources", "formats", "texts", "shingles", "near_duplicates"},
+    {"base_model", "fingerprint", "held_out", "families", "exporters", "profile", "sampling", "contract"},
+    {"near_pairs", "decontaminate", "duplicates", "placing", "leak"},
     {"stages", "training", "model_card", "run_record"},
-    {"plan", "report", *STAGES},
+    {"plan", "report", "data_report", *STAGES},
     {"check"},
 ]
 """A module may import from its own layer and from those above it in this list."""
 
-HEAVY = {"torch", "transformers", "prefect", "evaluate", "datasets", "pandas", "pyarrow"}
+HEAVY = {"torch", "transformers", "prefect", "evaluate", "datasets", "pandas", "pyarrow", "numpy", "numba", "fsspec"}
 LIGHT = [
     "flows/cli.py",
     *(f"tasks/{name}.py" for name in ("config", "config_file", "plan", "stages", "store", "fingerprint", "base_model")),
-    *(f"tasks/{name}.py" for name in ("filters", "templates", "run_record", "report", "registry", "errors")),
+    *(
+        f"tasks/{name}.py"
+        for name in ("repairs", "templates", "run_record", "report", "data_report", "registry", "errors")
+    ),
+    *(f"tasks/filters/{path.name}" for path in sorted((ROOT / "tasks" / "filters").glob("*.py"))),
+    "tasks/personal_data.py",
+    "tasks/markup.py",
+    "tasks/engine.py",
     "tasks/sources/__init__.py",
     "tasks/metrics/__init__.py",
 ]
@@ -84,6 +92,10 @@ def test_only_the_config_reads_yaml_and_only_the_runtime_applies_task():
     assert readers == ["config_file.py"]
     appliers = [path.name for path in modules("flows") if "@task" in path.read_text()]
     assert appliers == ["runtime.py"]
+
+
+def test_only_the_engine_knows_ray():
+    assert [path.name for path in modules("tasks") if "ray" in imports(path, top_level=False)] == ["engine.py"]
 
 
 def test_nothing_opens_pickles_or_runs_remote_code():

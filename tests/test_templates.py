@@ -1,15 +1,30 @@
 """The one rendering: text, tokens and mask."""
 
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AddedToken, AutoTokenizer
 
 from tasks import templates
 from tasks.errors import TemplateError
-from tasks.templates import TEMPLATES, messages, prompt_text, render, stop_token_ids, tokens
+from tasks.formats import SHAPES
+from tasks.templates import (
+    TEMPLATES,
+    Conversation,
+    answer_text,
+    messages,
+    prompt_text,
+    question,
+    render,
+    special_token_in,
+    stop_token_ids,
+    tokens,
+)
+
+QUICKSTART = Path(__file__).parent.parent / "data" / "quickstart" / "base"
 
 EXAMPLE = {"system": "", "history": [], "instruction": "Say both of", "input": "red green", "output": "red green"}
 
@@ -66,7 +81,7 @@ def test_our_mask_agrees_with_the_generation_marks_of_the_template(tiny_base, na
     conversation = messages(EXAMPLE)
     (rendered,) = render([conversation], tokenizer)
     marked = tokenizer.apply_chat_template(
-        conversation, return_dict=True, return_assistant_tokens_mask=True, add_generation_prompt=False
+        conversation.messages, return_dict=True, return_assistant_tokens_mask=True, add_generation_prompt=False
     )
     length = len(rendered.input_ids)
     assert marked["input_ids"][:length] == rendered.input_ids
@@ -106,3 +121,322 @@ def test_a_token_across_the_end_of_the_prompt_is_told(tokenizer):
     (rendered,) = render([messages(EXAMPLE | {"output": "\n\n\nred"})], tokenizer_with_merge)
     prompt = tokens(prompt_text(messages(EXAMPLE)[:-1], tokenizer), tokenizer)
     assert rendered.clean_cut == (rendered.input_ids[: len(prompt)] == prompt)
+
+
+# --- tools ---
+
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "description": "Météo <&> 天气", "parameters": {"type": "object"}},
+}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+CALL = '[{"name": "weather", "arguments": {"unit": "°C", "city": "Zürich"}}]'
+TWO_CALLS = '[{"name": "clock", "arguments": {}}, {"name": "weather", "arguments": {"city": "a\\n\\"b\\""}}]'
+USES_TOOLS = {
+    "system": "Be brief.",
+    "history": [
+        {"role": "user", "content": "Hi.", "tool_calls": ""},
+        {"role": "assistant", "content": "Hello.", "tool_calls": ""},
+    ],
+    "instruction": "Weather in Zürich?",
+    "input": "",
+    "tool_turns": [
+        {"role": "assistant", "content": "", "tool_calls": CALL},
+        {"role": "tool", "content": '{"degrees": 9}', "tool_calls": ""},
+    ],
+    "output": "9 degrees.",
+    "tool_calls": "",
+    "tools": json.dumps([WEATHER, CLOCK], ensure_ascii=False),
+}
+CALLS_TOOLS = USES_TOOLS | {"output": "Let me look.", "tool_calls": TWO_CALLS, "tool_turns": []}
+ONLY_CALLS = CALLS_TOOLS | {"output": "", "system": "", "history": []}
+
+TOOLS_TEXT = """These tools can be called:
+{"type": "function", "function": {"name": "weather", "description": "Météo <&> 天气", "parameters": {"type": "object"}}}
+{"type": "function", "function": {"name": "clock"}}
+A call is written so:
+<tool_call>
+{"name": "a tool", "arguments": {}}
+</tool_call>"""
+CALL_TEXT = """<tool_call>
+{"name": "weather", "arguments": {"unit": "°C", "city": "Zürich"}}
+</tool_call>"""
+TWO_CALLS_TEXT = """<tool_call>
+{"name": "clock", "arguments": {}}
+</tool_call>
+<tool_call>
+{"name": "weather", "arguments": {"city": "a\\n\\"b\\""}}
+</tool_call>"""
+
+CHATML = f"""<|im_start|>system
+Be brief.
+
+{TOOLS_TEXT}<|im_end|>
+<|im_start|>user
+Hi.<|im_end|>
+<|im_start|>assistant
+Hello.<|im_end|>
+<|im_start|>user
+Weather in Zürich?<|im_end|>
+<|im_start|>assistant
+{CALL_TEXT}<|im_end|>
+<|im_start|>tool
+{{"degrees": 9}}<|im_end|>
+<|im_start|>assistant
+"""
+CHATML_BARE = f"""<|im_start|>system
+{TOOLS_TEXT}<|im_end|>
+<|im_start|>user
+Weather in Zürich?<|im_end|>
+<|im_start|>assistant
+"""
+PLAIN = f"""### Tools:
+{TOOLS_TEXT}
+
+### System:
+Be brief.
+
+### Instruction:
+Hi.
+
+### Response:
+Hello.<|endoftext|>
+### Instruction:
+Weather in Zürich?
+
+### Response:
+{CALL_TEXT}<|endoftext|>
+### Tool:
+{{"degrees": 9}}
+
+### Response:
+"""
+PLAIN_BARE = f"""### Tools:
+{TOOLS_TEXT}
+
+### Instruction:
+Weather in Zürich?
+
+### Response:
+"""
+GOLDEN = [
+    ("chatml", USES_TOOLS, CHATML, "9 degrees.<|im_end|>"),
+    ("chatml", ONLY_CALLS, CHATML_BARE, f"{TWO_CALLS_TEXT}<|im_end|>"),
+    ("plain", USES_TOOLS, PLAIN, "9 degrees.<|endoftext|>"),
+    ("plain", ONLY_CALLS, PLAIN_BARE, f"{TWO_CALLS_TEXT}<|endoftext|>"),
+]
+
+
+@pytest.mark.parametrize(("name", "example", "prompt", "answer"), GOLDEN)
+def test_golden_rendering_of_tools(name, example, prompt, answer):
+    """What the model is asked with, and what alone it learns: the answer, its calls, the stop token."""
+    tokenizer, conversation = with_template(QUICKSTART, name), messages(example)
+    (rendered,) = render([conversation], tokenizer)
+    assert prompt_text(conversation[:-1], tokenizer) == prompt
+    assert answer_text(conversation, tokenizer) == f"{prompt}{answer}\n"
+    assert tokenizer.decode(rendered.input_ids) == prompt + answer
+    assert supervised_text(rendered, tokenizer) == answer
+    assert rendered.input_ids[: rendered.prompt_tokens] == tokens(prompt, tokenizer)
+    assert rendered.loss_mask == [False] * rendered.prompt_tokens + [True] * len(tokens(answer, tokenizer))
+    assert rendered.input_ids[-1] in stop_token_ids(tokenizer)
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_a_call_stands_behind_the_words_of_its_turn(name):
+    tokenizer = with_template(QUICKSTART, name)
+    (rendered,) = render([messages(CALLS_TOOLS)], tokenizer)
+    stop = {"chatml": "<|im_end|>", "plain": "<|endoftext|>"}[name]
+    assert supervised_text(rendered, tokenizer) == f"Let me look.\n{TWO_CALLS_TEXT}{stop}"
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.parametrize("example", [USES_TOOLS, CALLS_TOOLS, ONLY_CALLS])
+def test_the_generation_marks_hold_the_calls_too(name, example):
+    tokenizer, conversation = with_template(QUICKSTART, name), messages(example)
+    (rendered,) = render([conversation], tokenizer)
+    marked = tokenizer.apply_chat_template(
+        conversation.messages, tools=conversation.tools, return_dict=True, return_assistant_tokens_mask=True
+    )
+    length, begin = len(rendered.input_ids), rendered.prompt_tokens
+    assert marked["input_ids"][:length] == rendered.input_ids
+    assert [bool(mark) for mark in marked["assistant_masks"][begin:length]] == rendered.loss_mask[begin:]
+    spoken = [token for token, mark in zip(marked["input_ids"], marked["assistant_masks"], strict=True) if mark]
+    assert 'degrees"' not in tokenizer.decode(spoken)
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_without_tools_nothing_of_them_is_written(name):
+    """The columns of tools, empty or missing, change no byte: a golden rendering without them must stay."""
+    tokenizer = with_template(QUICKSTART, name)
+    blank = {"tools": "", "tool_calls": "", "tool_turns": []}
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, {"role": "tool", "content": "r"}]
+    with_history = EXAMPLE | {"system": "Be brief.", "history": turns}
+    empty = [turn | {"tool_calls": ""} for turn in turns]
+    golden = {
+        "chatml": (
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nq<|im_end|>\n"
+            "<|im_start|>assistant\na<|im_end|>\n<|im_start|>tool\nr<|im_end|>\n"
+            "<|im_start|>user\nSay both of\n\nred green<|im_end|>\n"
+            "<|im_start|>assistant\nred green<|im_end|>\n"
+        ),
+        "plain": (
+            "### System:\nBe brief.\n\n### Instruction:\nq\n\n### Response:\na<|endoftext|>\n### Tool:\nr\n\n"
+            "### Instruction:\nSay both of\n\nred green\n\n### Response:\nred green<|endoftext|>\n"
+        ),
+    }[name]
+    assert answer_text(messages(with_history), tokenizer) == golden
+    assert answer_text(messages(with_history | blank | {"history": empty}), tokenizer) == golden
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="<|#"), max_size=12)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=4,
+)
+CALLED = st.builds(
+    lambda name, arguments: {"function": {"name": name, "arguments": arguments}},
+    TEXT.filter(bool),
+    st.dictionaries(TEXT, JSON, max_size=3),
+)
+
+
+@pytest.fixture(scope="module", params=sorted(TEMPLATES))
+def quickstart(request):
+    return with_template(QUICKSTART, request.param)
+
+
+def written_calls(text: str) -> list[dict[str, object]]:
+    """The calls that a turn of the built-in templates holds, as a server would take them out of it."""
+    lines = text.split("\n")
+    return [json.loads(lines[at + 1]) for at, line in enumerate(lines) if line == "<tool_call>"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(asked=TEXT, result=TEXT, said=TEXT, first=CALLED, last=st.lists(CALLED, max_size=2))
+def test_what_a_row_says_is_what_is_rendered(quickstart, asked, result, said, first, last):
+    """From OpenAI's messages through the columns of an example to the text, and the calls back out of it."""
+    turns = [
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": None, "tool_calls": [first]},
+        {"role": "tool", "content": result},
+        {"role": "assistant", "content": said, "tool_calls": last},
+    ]
+    conversation = messages(EXAMPLE | {"input": ""} | SHAPES["messages"]({"messages": turns, "tools": [WEATHER]}))
+    assert [message["content"] for message in conversation] == [asked, "", result, said]
+    assert conversation.tools == [WEATHER]
+    prompt, text = prompt_text(conversation[:-1], quickstart), answer_text(conversation, quickstart)
+    assert text.startswith(prompt)
+    answer = text.removeprefix(prompt)
+    assert answer.startswith(said)
+    calls = [call["function"] for call in last]
+    assert written_calls(answer.removeprefix(said)) == calls
+    assert written_calls(prompt)[1:] == [first["function"]]  # the first stands in the explanation of the tools
+    assert asked in prompt and result in prompt and json.dumps(WEATHER, ensure_ascii=False) in prompt
+
+
+def test_a_slice_of_a_conversation_keeps_its_tools():
+    conversation = messages(USES_TOOLS)
+    roles = [message["role"] for message in conversation]
+    assert roles == ["system", "user", "assistant", "user", "assistant", "tool", "assistant"]
+    assert conversation[:-1].tools == conversation.tools == [WEATHER, CLOCK]
+    assert (len(conversation), len(conversation[:-1])) == (7, 6)
+    assert conversation[-1]["content"] == "9 degrees."
+
+
+def test_what_the_user_says_is_the_instruction_with_its_input():
+    assert question(USES_TOOLS) == "Weather in Zürich?"
+    assert question(EXAMPLE) == "Say both of\n\nred green"
+
+
+TURNS = "{{ tools }}{% for m in messages %}{{ m.content }}{{ m.tool_calls }};{% endfor %}"
+LEAVES_OUT = {
+    "tools": (TURNS.replace("{{ tools }}", ""), [USES_TOOLS, EXAMPLE | {"tools": "[{}]"}]),
+    "arguments of tool calls and tool calls": (TURNS.replace("{{ m.tool_calls }}", ""), [USES_TOOLS, ONLY_CALLS]),
+    "arguments of tool calls": (
+        TURNS.replace("{{ m.tool_calls }}", "{% for c in m.tool_calls %}{{ c.function.name }}{% endfor %}"),
+        [USES_TOOLS | {"tools": ""}, ONLY_CALLS],
+    ),
+    "tool results": (
+        TURNS.replace("{{ m.content }}", "{{ m.content if m.role != 'tool' }}"),
+        [USES_TOOLS, EXAMPLE | {"history": [{"role": "tool", "content": "r"}]}],
+    ),
+    "words beside tool calls": (
+        TURNS.replace("{{ m.content }}", "{{ m.content if not m.tool_calls }}"),
+        [CALLS_TOOLS, CALLS_TOOLS | {"tools": ""}],
+    ),
+}
+
+
+@pytest.mark.parametrize("part", LEAVES_OUT)
+def test_a_template_that_leaves_out_what_an_example_has_is_refused(part):
+    """Many chat templates know nothing of tools and say nothing about it; what is not needed may be left out."""
+    tokenizer = AutoTokenizer.from_pretrained(QUICKSTART)
+    tokenizer.chat_template, examples = LEAVES_OUT[part]
+    assert len(render([messages(EXAMPLE)], tokenizer)) == 1
+    for example in examples:
+        with pytest.raises(TemplateError, match=f"the examples have {part}, which the chat template leaves out;"):
+            render([messages(EXAMPLE), messages(example)], tokenizer)
+    if part == "words beside tool calls":
+        assert len(render([messages(USES_TOOLS), messages(ONLY_CALLS)], tokenizer)) == 2
+
+
+def test_a_template_that_needs_more_than_a_tool_has_is_refused():
+    tokenizer = AutoTokenizer.from_pretrained(QUICKSTART)
+    tokenizer.chat_template = "{% for tool in tools %}{{ tool.function.returns | tojson }}{% endfor %}"
+    with pytest.raises(TemplateError, match="cannot render"):
+        render([messages(USES_TOOLS)], tokenizer)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"system": "<|im_end|>"},
+        {"history": [{"role": "user", "content": "a <|im_start|>system"}]},
+        {"instruction": "<|im_end|>"},
+        {"input": "<|endoftext|>"},
+        {"output": "a<|im_end|>"},
+        {"tool_turns": [{"role": "tool", "content": "<|im_start|>"}]},
+        {
+            "tool_turns": [
+                {"role": "assistant", "content": "", "tool_calls": '[{"name": "<|im_end|>", "arguments": {}}]'}
+            ]
+        },
+        {"tool_calls": '[{"name": "f", "arguments": {"a": ["<|im_end|>"]}}]'},
+        {"tool_calls": '[{"name": "f", "arguments": {"<|im_end|>": 1}}]'},
+        {"tools": '[{"function": {"name": "f", "description": "é<|im_end|>"}}]'},
+        {"tools": '[{"function": {"name": "f", "description": "\\u003c|im_end|>"}}]'},
+    ],
+)
+def test_a_mark_in_any_text_is_found(changed):
+    tokenizer = with_template(QUICKSTART, "chatml")
+    assert special_token_in(messages(USES_TOOLS), tokenizer) == ""
+    found = special_token_in(messages(USES_TOOLS | changed), tokenizer)
+    assert found in {"<|im_start|>", "<|im_end|>", "<|endoftext|>"}
+
+
+def test_a_mark_that_is_not_ascii_is_found_in_json():
+    tokenizer, mark = with_template(QUICKSTART, "chatml"), "<\uff5cend\u2581of\u2581sentence\uff5c>"
+    example = USES_TOOLS | {"tool_calls": json.dumps([{"name": "f", "arguments": {"a": mark}}])}
+    assert special_token_in(messages(example), tokenizer) == ""
+    tokenizer.add_tokens([AddedToken(mark, special=True)])
+    assert special_token_in(messages(example), tokenizer) == mark
+
+
+def test_a_token_that_ends_a_call_is_a_stop_token_too():
+    tokenizer = AutoTokenizer.from_pretrained(QUICKSTART)
+    tokenizer.add_tokens([AddedToken("<|call|>", special=True), AddedToken("</call>", special=False)])
+    ends = "{% for m in messages %}{{ m.content }}{{ '<END>' if m.tool_calls else '<|im_end|>' }}{% endfor %}"
+    usual = {tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id}
+    for end, more in (("<|call|>", {tokenizer.convert_tokens_to_ids("<|call|>")}), ("</call>", set()), ("}", set())):
+        tokenizer.chat_template = ends.replace("<END>", end)
+        assert set(stop_token_ids(tokenizer)) == usual | more
+    tokenizer.chat_template = ends.replace("'<END>'", "raise_exception('no tools here')")
+    assert set(stop_token_ids(tokenizer)) == usual
+
+
+def test_serving_can_ask_with_messages_and_tools_of_its_own():
+    tokenizer = with_template(QUICKSTART, "chatml")
+    trained = messages(USES_TOOLS)
+    asked = Conversation([dict(message) for message in trained.messages[:-1]], [WEATHER, CLOCK])
+    assert prompt_text(asked, tokenizer) == CHATML

@@ -1,70 +1,85 @@
-"""Readers of raw files: one row at a time, with its place, and with a reason where it cannot be read."""
+"""Readers of raw data: one row at a time, with its place, and with a reason where it cannot be read."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
+from io import BufferedReader
+from types import ModuleType
 
+from tasks.config import SourceConfig
 from tasks.errors import SourceError
-from tasks.sources.row import Row
-from tasks.store import digest_file
-
-_MAGIC = {
-    b"PAR1": "Parquet",
-    b"\x1f\x8b": "gzip",
-    b"PK\x03\x04": "zip",
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
-}
+from tasks.sources import local
+from tasks.sources.endings import KNOWN, ending_of
+from tasks.sources.place import is_remote, redacted, troubles
+from tasks.sources.row import Row, SourceFile, Unreadable
 
 
-def read_rows(path: str, max_row_chars: int) -> Iterator[Row]:
-    """Every row of the file at `path`, in order; the ending of its name says how it is read.
+def files(source: SourceConfig) -> list[SourceFile]:
+    """The files of a source, sorted by name: of a folder or a glob those with a known ending that are not hidden.
 
-    Raises SourceError when it is missing, unreadable, empty, of an unknown kind or not what its name says.
+    Raises SourceError where there is none.
     """
-    file = _existing(path)
-    if (reader := _reader(file.suffix.lower())) is None:
-        raise SourceError(f"source {path}: its name does not say what it is; known endings: {', '.join(ENDINGS)}")
-    _check_magic(file)
-    return reader(file, max_row_chars)
+    if source.hub is not None:
+        from tasks.sources import hub
+
+        return hub.files(source.hub)
+    found = _store(source.path).files(source.path)
+    known = sorted(file for file in found if ending_of(file.name)[0])
+    if not known:
+        raise SourceError(redacted(f"source {source.path}: no name there says what the file is; {KNOWN}"))
+    return known
 
 
-def digest(path: str) -> str:
-    """SHA-256 of a source file; raises SourceError when it cannot be read."""
-    return digest_file(_existing(path))
+def read_rows(source: SourceConfig, file: SourceFile, max_row_bytes: int) -> Iterator[Row]:
+    """Every row of a file, in order; the ending of its name says how it is read.
 
+    Raises SourceError where it is unreadable, empty, damaged, or not what its name says; the rows before a damage come
+    first.
+    """
+    if source.hub is not None:
+        from tasks.sources import hub
 
-ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-
-
-def _reader(ending: str) -> Callable[[Path, int], Iterator[Row]] | None:
-    from tasks.sources import delimited, json_text, parquet
-
-    readers = (json_text.read_lines, json_text.read_json, delimited.read_csv, delimited.read_tsv, parquet.read)
-    return dict(zip(ENDINGS, readers, strict=True)).get(ending)
-
-
-def _existing(path: str) -> Path:
-    file = Path(path).expanduser()
-    if not file.exists():
-        raise SourceError(f"source {path}: there is no such file (looked for {file.absolute()})")
-    if not file.is_file():
-        raise SourceError(f"source {path}: is not a file")
+        yield from hub.read(source.hub, file.place, max_row_bytes)
+        return
     try:
-        with file.open("rb"):
-            return file
-    except OSError as error:
-        raise SourceError(f"source {path}: cannot be read: {error.strerror}") from None
+        with _store(source.path).open_file(source.path, file) as stored:
+            yield from _rows(stored, *ending_of(file.name), max_row_bytes)
+    except Unreadable as error:
+        raise SourceError(redacted(f"source {file.place}: {error}")) from None
+    except troubles() as error:
+        raise SourceError(redacted(f"source {file.place}: cannot be read: {error}")) from None
 
 
-def _check_magic(file: Path) -> None:
-    with file.open("rb") as opened:
-        head = opened.read(4096)
-    if not head.strip(b" \r\n\t\xef\xbb\xbf") and file.stat().st_size == len(head):
-        raise SourceError(f"source {file}: is empty")
-    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
-    is_parquet = file.suffix.lower() == ".parquet"
-    if is_parquet != (kind == "Parquet"):
-        holds = kind or "no Parquet data"
-        raise SourceError(f"source {file}: its name says {file.suffix}, but it holds {holds}")
-    if kind and not is_parquet:
-        raise SourceError(f"source {file}: its name says {file.suffix}, but it holds {kind}")
+def digest(source: SourceConfig) -> str:
+    """One digest of a whole source: of the names and contents of its files, or of the commit of a Hub dataset.
+
+    Raises SourceError as `files` does, and where a file cannot be read.
+    """
+    if source.hub is not None:
+        from tasks.sources import hub
+
+        return hub.digest(source.hub)
+    return _store(source.path).digest(source.path, files(source))
+
+
+def _store(path: str) -> ModuleType:
+    """The module that lists and opens what is at a path."""
+    if is_remote(path):
+        from tasks.sources import remote
+
+        return remote
+    return local
+
+
+def _rows(stored: BufferedReader, ending: str, compression: str, max_row_bytes: int) -> Iterator[Row]:
+    from tasks.sources import delimited, json_text, parquet, stream
+
+    if ending == ".parquet":
+        with stream.seekable(stored, ending, compression) as whole:
+            yield from parquet.read(whole, max_row_bytes)
+        return
+    readers = {
+        ".jsonl": json_text.read_lines,
+        ".json": json_text.read_json,
+        ".csv": delimited.read_csv,
+        ".tsv": delimited.read_tsv,
+    }
+    yield from readers[ending](stream.read_text(stored, ending, compression), max_row_bytes)

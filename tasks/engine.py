@@ -1,0 +1,127 @@
+"""What works on shards: processes of this machine, or a Ray cluster.  The only place that knows Ray.
+
+A function that is mapped must be importable, and takes and returns small things; rows travel as files.  All machines of
+a cluster see the same files under the same paths, and have attune installed.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from tasks.config import EngineConfig
+from tasks.errors import AttuneError
+from tasks.progress import progress
+
+Result = TypeVar("Result")
+
+
+@contextmanager
+def using(config: EngineConfig) -> Iterator[None]:
+    """Every `map_shards` inside is done by this engine.  Raises AttuneError when a cluster cannot be reached."""
+    engine = _Ray(config) if config.kind == "ray" else _Local(config)
+    token = _current.set(engine)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+        engine.close()
+
+
+def map_shards(function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], title: str) -> list[Result]:
+    """`[function(*each) for each in arguments]`, several at a time; outside `using` one after another, here."""
+    engine = _current.get()
+    results = engine.map(function, arguments) if engine else (function(*each) for each in arguments)
+    return list(progress(results, title, total=len(arguments), unit="shards"))
+
+
+class _Local:
+    """Processes of this machine, started when there is more than one shard."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.processes = config.processes or len(os.sched_getaffinity(0))
+        self._pool: ProcessPoolExecutor | None = None
+
+    def map(self, function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Result]:
+        if min(self.processes, len(arguments)) < 2:
+            return (function(*each) for each in arguments)
+        if self._pool is None:
+            spawn = multiprocessing.get_context("spawn")  # a fork would inherit the threads and locks of Prefect
+            self._pool = ProcessPoolExecutor(self.processes, spawn, _begin_worker, (os.getpid(),))
+        return self._pool.map(function, *zip(*arguments, strict=True))
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker(parent: int) -> None:
+    """A worker uses one thread, shows no bars, leaves Ctrl-C to its parent, and does not outlive it."""
+    os.environ["TQDM_DISABLE"] = "1"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent(parent)
+    import pyarrow as pa
+
+    pa.set_cpu_count(1)
+
+
+def _die_with_parent(parent: int) -> None:
+    """Linux sends SIGKILL when the parent dies; elsewhere a worker ends when it next asks for work."""
+    import ctypes
+    import sys
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it died before the call
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Ray:
+    """A Ray cluster that is already running."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise AttuneError("engine.kind: ray needs Ray: pip install 'attune[ray]'") from None
+        try:
+            _knock(config.address)
+            ray.init(address=config.address, logging_level="error", log_to_driver=False)
+        except (ConnectionError, TimeoutError) as error:
+            raise AttuneError(f"engine.address: no Ray cluster answers at {config.address!r}: {error}") from None
+        self._ray = ray
+        self._call = ray.remote(_in_folder)
+
+    def map(self, function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Result]:
+        waiting = [self._call.remote(os.getcwd(), function, each) for each in arguments]
+        return (self._result(reference) for reference in waiting)
+
+    def _result(self, reference: Any) -> Any:
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+
+    def close(self) -> None:
+        self._ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise at once what Ray would find out after minutes: that nobody listens at host:port."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host:
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _in_folder(folder: str, function: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
+    """Relative paths mean the same on every machine of the cluster."""
+    os.chdir(folder)
+    return function(*arguments)
+
+
+_current: ContextVar[_Local | _Ray | None] = ContextVar("engine", default=None)

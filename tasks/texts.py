@@ -1,0 +1,58 @@
+"""What of an example counts as its prompt and its content, as columns; and when two of them are the same."""
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+PROMPT = ("system", "history", "instruction", "input", "tool_turns", "tools")
+CONTENT = (*PROMPT, "output", "tool_calls", "label")
+
+_BETWEEN = "\x1e"
+
+
+def spoken(table: pa.Table) -> pa.Array:
+    """What is said in each example, from its history to its output, as one text.
+
+    The system message and the tools are left out: they are often the same in thousands of rows.
+    """
+    columns = ("history", "instruction", "input", "tool_turns", "output", "tool_calls")
+    return _joined([_flat(table[name]) for name in columns], "\n")
+
+
+def asked_and_answered(table: pa.Table) -> pa.Array:
+    """The instruction and the output of each example, without what the instruction speaks of."""
+    return _joined([_flat(table[name]) for name in ("instruction", "output", "tool_calls")], "\n")
+
+
+def hashes(table: pa.Table, columns: Sequence[str], *, normalise: bool, fold: bool = False) -> list[bytes]:
+    """16 bytes for each row: equal where `columns` are equal.
+
+    With `normalise` after Unicode and space normalisation, with `fold` whatever the case of letters.
+    """
+    texts = [_flat(table[name], normal if normalise else str) for name in columns]
+    joined = _joined(texts, _BETWEEN)
+    joined = pc.utf8_lower(joined) if fold else joined
+    return [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in joined.to_pylist()]
+
+
+def normal(text: str) -> str:
+    """A text in Unicode normal form C, with single spaces and none at its ends."""
+    return " ".join((text if text.isascii() else unicodedata.normalize("NFC", text)).split())
+
+
+def _flat(column: pa.ChunkedArray, change: Callable[[str], str] = str) -> pa.Array:
+    """A column of texts, changed; a column of turns as JSON with their contents changed, "" where there are none."""
+    if not pa.types.is_list(column.type):
+        return column.combine_chunks() if change is str else pa.array(map(change, column.to_pylist()), pa.string())
+    if not pc.any(pc.greater(pc.list_value_length(column), 0)).as_py():
+        return pa.array([""] * len(column), pa.string())
+    rows = [[turn | {"content": change(turn["content"])} for turn in turns] for turns in column.to_pylist()]
+    return pa.array([json.dumps(turns, ensure_ascii=False) if turns else "" for turns in rows], pa.string())
+
+
+def _joined(texts: Sequence[pa.Array], between: str) -> pa.Array:
+    return pc.binary_join_element_wise(*texts, between)

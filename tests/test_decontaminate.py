@@ -1,0 +1,97 @@
+"""Decontamination: what stands in a benchmark is found, named and shown; what only looks like it stays."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import write_jsonl
+
+from tasks.clean import clean
+from tasks.config import CleanConfig
+from tasks.errors import SourceError
+from tasks.ledger import read
+from tasks.schema import EXAMPLE
+
+WORDS = [f"word{number}" for number in range(60)]
+BENCHMARK = [
+    {"question": " ".join(WORDS[:30]), "answer": " ".join(WORDS[30:])},
+    {"question": "二三四五六七八九十百千万億兆", "answer": "京"},
+]
+
+
+def example(line: int, instruction: str, output: str = "It is.") -> dict[str, Any]:
+    blank = dict.fromkeys(EXAMPLE.names, "") | {"history": [], "tool_turns": []}
+    place = {"id": f"{line:016x}", "source": "s", "file": "s", "line": line}
+    return blank | place | {"instruction": instruction, "output": output}
+
+
+def run(folder: Path, texts: list[str], *benchmarks: Path, **settings: Any) -> tuple[dict[int, tuple[str, str]], Any]:
+    """Reason and detail of each row that was rejected, by line; and the figure `contaminated`."""
+    (folder / "collect" / "examples").mkdir(parents=True, exist_ok=True)
+    rows = [example(line, text) for line, text in enumerate(texts, start=1)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=EXAMPLE), folder / "collect" / "examples" / "part-0.parquet")
+    against = {"against": [str(path) for path in benchmarks]} | settings
+    out = folder / f"out{len(list(folder.iterdir()))}"
+    config = CleanConfig(decontaminate=against, near_duplicates={"policy": "keep_all"})
+    summary = clean(config, {"collect": folder / "collect"}, out)
+    rejected = read(out / "rejected").to_pylist()
+    return {row["line"]: (row["reason"], row["detail"]) for row in rejected}, summary.figures["contaminated"]
+
+
+def test_a_row_with_thirteen_words_of_a_benchmark_goes_and_the_words_are_in_the_ledger(tmp_path):
+    benchmark = write_jsonl(tmp_path / "exam.jsonl", BENCHMARK)
+    thirteen = WORDS[10:23]
+    texts = [
+        "Now: " + " ".join(thirteen) + "! That was it.",
+        "Now: " + ", ".join(word.upper() for word in thirteen),
+        "Now: " + " ".join([*thirteen[:12], "else"]),
+        "Nothing of it.",
+        "說 二三四五六七八九十百千万億 了",
+    ]
+    found, counts = run(tmp_path, texts, benchmark)
+    gram = " ".join(thirteen)
+    assert found == {
+        1: ("in_benchmark", f"exam.jsonl:1: {gram}"),
+        2: ("in_benchmark", f"exam.jsonl:1: {gram}"),
+        5: ("in_benchmark", "exam.jsonl:2: 二 三 四 五 六 七 八 九 十 百 千 万 億"),
+    }
+    assert counts == {"exam.jsonl: in_benchmark": 3}
+    longer, _ = run(tmp_path, texts, benchmark, ngram_words=14)
+    assert longer == {}
+
+
+def test_a_near_duplicate_without_a_long_common_run_goes_as_well(tmp_path):
+    benchmark = write_jsonl(tmp_path / "exam.jsonl", [{"text": " ".join(WORDS)}])
+    changed = [word if number % 12 else "other" for number, word in enumerate(WORDS)]
+    texts = [" ".join(changed), " ".join(reversed(WORDS))]
+    found, counts = run(tmp_path, texts, benchmark, ngram_words=40)
+    assert found == {}, "at 0.8 it is no near-duplicate"
+    near = [word if number != 30 else "other" for number, word in enumerate(WORDS)]
+    found, counts = run(tmp_path, [" ".join(near), *texts], benchmark, ngram_words=40)
+    assert list(found) == [1] and found[1][0] == "near_benchmark"
+    assert found[1][1].startswith("exam.jsonl:1: Jaccard similarity 0.8")
+    assert counts == {"exam.jsonl: near_benchmark": 1}
+
+
+def test_a_short_benchmark_text_is_found_as_a_whole_only(tmp_path):
+    benchmark = write_jsonl(tmp_path / "exam.jsonl", [{"text": "What is it? It is."}])
+    found, _ = run(tmp_path, ["What is it?", "So, what is it?"], benchmark)
+    assert list(found) == [1]
+
+
+def test_several_benchmarks_of_any_shape_are_counted_apart(tmp_path):
+    exam = write_jsonl(tmp_path / "exam.jsonl", [{"stem": " ".join(WORDS[:20]), "choices": {"text": WORDS[20:40]}}])
+    test_set = tmp_path / "test_set.parquet"
+    pq.write_table(pa.Table.from_pylist([example(9, " ".join(WORDS[40:]))], schema=EXAMPLE), test_set)
+    texts = [" ".join(WORDS[:15]), " ".join(WORDS[20:35]), " ".join(WORDS[42:56]), "s s 9"]
+    found, counts = run(tmp_path, texts, exam, test_set)
+    assert counts == {"exam.jsonl: in_benchmark": 2, "test_set.parquet: in_benchmark": 1}
+    assert found[3][1].startswith("test_set.parquet:1: word42 ")
+
+
+@pytest.mark.parametrize("rows", [[{"id": 1}], ["{broken"]])
+def test_a_benchmark_that_cannot_be_read_stops_the_run(tmp_path, rows):
+    with pytest.raises(SourceError, match=r"exam\.jsonl"):
+        run(tmp_path, ["a"], write_jsonl(tmp_path / "exam.jsonl", rows))

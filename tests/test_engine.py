@@ -1,0 +1,119 @@
+"""The engine: the same artifacts whatever works on the shards, and no worker outlives its parent."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import write_jsonl
+
+from tasks import engine
+from tasks.config import CleanConfig, CollectConfig, EngineConfig, SourceConfig, SplitConfig
+from tasks.errors import AttuneError
+from tasks.store import digest_file
+
+LOCAL = EngineConfig(processes=2)
+
+
+def data_stages(folder: Path, sources: Path, config: EngineConfig | None) -> dict[str, str]:
+    """Run collect, clean and split; digests of all files that they leave, by path."""
+    from tasks.clean import clean
+    from tasks.collect import collect
+    from tasks.split import split
+
+    read = CollectConfig(sources=[SourceConfig(path=str(sources / "*.jsonl"), name="all")], max_per_task=500)
+    inputs = {name: folder / name for name in ("collect", "clean")}
+
+    def run() -> None:
+        for function, section in ((collect, read), (clean, CleanConfig()), (split, SplitConfig(test=0.2))):
+            (folder / function.__name__).mkdir(parents=True)
+            function(section, inputs, folder / function.__name__)
+
+    if config is None:
+        run()
+    else:
+        with engine.using(config):
+            run()
+    return {str(path.relative_to(folder)): digest_file(path) for path in sorted(folder.rglob("*.parquet"))}
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Five files with equal rows and near-duplicates across them, each a part of its own."""
+    monkeypatch.setattr("tasks.collect.PART_BYTES", 1)
+    (tmp_path / "sources").mkdir()
+    for number in range(5):
+        rows = [
+            {"instruction": f"Count from {n} to {n + 40}, and then tell me about the number.", "task": f"t{n % 3}",
+             "output": " ".join(str(each + (number * 3 if n % 7 == 0 else n)) for each in range(n, n + 40))}
+            for n in range(200)
+        ]  # fmt: skip
+        write_jsonl(tmp_path / "sources" / f"{number}.jsonl", rows)
+    return tmp_path / "sources"
+
+
+def test_processes_leave_the_same_bytes_as_one_process(tmp_path, sources):
+    here = data_stages(tmp_path / "here", sources, None)
+    assert len([path for path in here if path.startswith("clean/examples")]) == 5
+    assert data_stages(tmp_path / "processes", sources, LOCAL) == here
+
+
+def which_process(number: int) -> tuple[int, int]:
+    time.sleep(0.2)
+    return number, os.getpid()
+
+
+def fail(number: int) -> None:
+    raise AttuneError(f"shard {number} is bad")
+
+
+def test_results_come_in_order_from_several_processes_and_one_shard_stays_here():
+    with engine.using(LOCAL):
+        found = engine.map_shards(which_process, [(number,) for number in range(6)], "test")
+        assert [number for number, _ in found] == list(range(6))
+        assert len({process for _, process in found} - {os.getpid()}) == 2
+        assert engine.map_shards(which_process, [(0,)], "test") == [(0, os.getpid())]
+
+
+def test_what_fails_in_a_worker_fails_here_in_the_same_words():
+    with engine.using(LOCAL), pytest.raises(AttuneError, match="shard 0 is bad"):
+        engine.map_shards(fail, [(0,), (1,)], "test")
+
+
+def test_workers_die_with_their_parent(tmp_path):
+    """SIGKILL of the parent alone leaves no process behind (PR_SET_PDEATHSIG)."""
+    code = (
+        "import os, sys, time; sys.path[:0] = sys.argv[1:3]\n"
+        "from tasks import engine; from tasks.config import EngineConfig; import test_engine\n"
+        "if __name__ == '__main__':\n"
+        "    with engine.using(EngineConfig(processes=2)):\n"
+        "        found = engine.map_shards(test_engine.which_process, [(n,) for n in range(4)], 'test')\n"
+        "        print(*sorted({process for _, process in found}), flush=True)\n"
+        "        time.sleep(60)\n"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    here = Path(__file__).parent
+    with subprocess.Popen([sys.executable, script, here.parent, here], stdout=subprocess.PIPE, text=True) as parent:
+        workers = [int(number) for number in parent.stdout.readline().split()]
+        parent.kill()
+    assert len(workers) == 2
+    deadline = time.monotonic() + 10
+    while any(alive(worker) for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.05)
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_cluster_that_is_not_there_is_told_plainly():
+    config = EngineConfig(kind="ray", address="127.0.0.1:1")
+    with pytest.raises(AttuneError, match=r"engine"), engine.using(config):
+        pass
