@@ -25,7 +25,12 @@ check: setup  ## look at a config and its first rows without running anything
 test: setup  ## every essential test
 	@$(BIN)/pytest -m 'not slow'
 
-test-slow: setup  ## the tests that take minutes
+.venv/.installed-slow: .venv/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,slow]'
+	@command -v chromium chromium-browser google-chrome >/dev/null || $(BIN)/playwright install chromium
+	@touch $@
+
+test-slow: .venv/.installed-slow  ## the tests that take minutes: a browser, S3, a Ray cluster, killed runs
 	@$(BIN)/pytest -m slow
 
 lint: setup  ## ruff

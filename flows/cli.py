@@ -14,6 +14,7 @@ from rich.text import Text
 
 from tasks.config import PipelineConfig
 from tasks.config_file import load
+from tasks.data_report import write_data_report
 from tasks.errors import AttuneError, is_disk_trouble
 from tasks.plan import Step, plan
 from tasks.progress import LineHandler
@@ -141,6 +142,7 @@ def _record_cached(settings: PipelineConfig, store: ArtifactStore, steps: list[S
             console.print(f"{step.stage.name}: cached {step.key}")
     folder.end()
     write_report(folder)
+    write_data_report(folder)
     return folder.path
 
 
@@ -154,7 +156,8 @@ def show(folder: Path) -> None:
     console.print(closing_table(record))
     shown = Path(folder)
     console.print(
-        f"model    {shown / 'model'}\nmetrics  {shown / 'run.json'}\nreport   {shown / 'report.md'}",
+        f"model    {shown / 'model'}\nmetrics  {shown / 'run.json'}\nreport   {shown / 'report.md'}\n"
+        f"data     {shown / 'data.html'}",
         markup=False,
         soft_wrap=True,
     )

@@ -23,6 +23,7 @@ from prefect.states import Completed, Failed
 
 from tasks import base_model, contract, engine
 from tasks.config import PipelineConfig
+from tasks.data_report import write_data_report
 from tasks.errors import AttuneError, SourceError, is_disk_trouble
 from tasks.ledger import Summary
 from tasks.memory import peak_memory
@@ -57,6 +58,7 @@ class Run:
         self.failure = error if isinstance(error, AttuneError) else None
         self.folder.end((str(error) or kind.__name__) if kind else "")
         write_report(self.folder)
+        write_data_report(self.folder)
         return self.failure is not None
 
     def result(self) -> State[str]:

@@ -24,6 +24,7 @@ from tasks.ledger import shards as shards_of
 from tasks.profile import Profile, add_profile, merged
 from tasks.repairs import REPAIRS
 from tasks.schema import EXAMPLE, PLACE, REPAIRED
+from tasks.texts import turns_of
 
 _TEXTS = ("system", "instruction", "input", "output")
 _TURNS = ("history", "tool_turns")
@@ -72,6 +73,7 @@ class Screened(NamedTuple):
 def first_failed(table: pa.Table, filters: list[FilterConfig]) -> tuple[pd.Series, pd.Series]:
     """For each row the name of the first filter that rejects it and what it found, or two empty texts."""
     frame = table.select(["system", "task", "instruction", "input", "output", "label", "tool_calls"]).to_pandas()
+    frame["history"] = turns_of(table).to_pandas()
     reasons, details = (pd.Series("", index=frame.index, dtype=object) for _ in range(2))
     for chosen in filters:
         found = FILTERS[chosen.name](frame, **chosen.params)

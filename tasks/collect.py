@@ -184,7 +184,8 @@ def _checked(source: SourceConfig, shape: str, config: CollectConfig, read: Sequ
         reason, [first, *_] = next(iter(summary.samples.items()))
         raise SourceError(
             f"source {source.label}: {bad} of {summary.rows_in} rows are bad, more than collect.max_reject_ratio = "
-            f"{config.max_reject_ratio:g} allows. Reasons: {reasons}. First: {first['place']}: {reason} ({first['detail']})"
+            f"{config.max_reject_ratio:g} allows. Reasons: {reasons}. "
+            f"First: {first['place']}: {reason} ({first['detail']})"
         )
     columns: Columns = defaultdict(set)
     for _, done in read:

@@ -217,15 +217,23 @@ class CleanConfig(Section):
     """Repair what can be repaired, and drop the rows that would teach the model something wrong."""
 
     repairs: list[RepairConfig] = Field(
-        [RepairConfig(name="fix_text"), RepairConfig(name="remove_invisible")],
+        [
+            RepairConfig(name="fix_text"),
+            RepairConfig(name="normalise_newlines"),
+            RepairConfig(name="remove_control_characters"),
+            RepairConfig(name="remove_invisible"),
+            RepairConfig(name="drop_placeholder"),
+        ],
         description="Changes of the text, in order, before any filter looks at it; they are counted.",
     )
     filters: list[FilterConfig] = Field(
         [
             FilterConfig(name="empty"),
+            FilterConfig(name="placeholder"),
             FilterConfig(name="broken_text"),
             FilterConfig(name="too_short"),
             FilterConfig(name="too_long"),
+            FilterConfig(name="truncated"),
         ],
         description="Filters in order; a row is rejected with the name of the first one that it fails.",
     )
@@ -367,7 +375,7 @@ class EngineConfig(Section):
     """What the shards of collect, clean and split are worked on with; the artifacts are the same for each."""
 
     kind: Literal["local", "ray"] = Field("local", description="local: processes of this machine; ray: a Ray cluster.")
-    processes: int = Field(0, ge=0, description="With local: processes at a time; 0: one per core.")
+    processes: int = Field(0, ge=0, description="With local: most processes at a time; 0: one per core.")
     address: str = Field("auto", min_length=1, description="With ray: address of the running cluster.")
 
 

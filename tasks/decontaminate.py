@@ -21,7 +21,6 @@ from tasks.shingles import Shingles, shingles, words
 from tasks.sources import files, read_rows
 from tasks.texts import spoken
 
-
 MAX_ROW_BYTES = 100_000_000
 
 

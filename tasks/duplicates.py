@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from tasks.config import CleanConfig, NearDuplicatesConfig, Policy
 from tasks.engine import map_shards
-from tasks.ledger import SAMPLE_CHARS, batches, place
+from tasks.ledger import batches, cut, place
 from tasks.near_duplicates import resolve
 from tasks.near_pairs import Pairs, near_pairs, similarities
 from tasks.schema import PLACE
@@ -74,7 +74,7 @@ def find(config: CleanConfig, shards: Sequence[Path], scratch: Path) -> tuple[li
 def _asked_alike(
     pairs: Pairs, shards: Sequence[Path], starts: np.ndarray, config: NearDuplicatesConfig, scratch: Path
 ) -> Pairs:
-    """The pairs that are also alike without their inputs: a long passage that two rows share makes them no duplicates."""
+    """The pairs that are alike without their inputs as well: a passage that two rows share makes them no duplicates."""
     asked = config.model_copy(update={"threshold": config.asked_threshold})
     alike = similarities(pairs.rows, shards, starts, asked, scratch, asked_and_answered) >= config.asked_threshold
     return Pairs(pairs.rows[alike], pairs.jaccard[alike])
@@ -187,6 +187,6 @@ def _places(rows: np.ndarray, shards: Sequence[Path], starts: np.ndarray) -> dic
             for row, where, text in zip(
                 mine.tolist(), taken.select(PLACE).to_pylist(), spoken(taken).to_pylist(), strict=True
             ):
-                found[row] = {"place": place(where), "text": text.strip()[:SAMPLE_CHARS]}
+                found[row] = {"place": place(where), "text": cut(text.strip())}
             begin += table.num_rows
     return found

@@ -4,12 +4,15 @@ A function that is mapped must be importable, and takes and returns small things
 a cluster see the same files under the same paths, and have attune installed.
 """
 
+import itertools
 import multiprocessing
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -19,6 +22,9 @@ from tasks.errors import AttuneError
 from tasks.progress import progress
 
 Result = TypeVar("Result")
+
+PATIENCE_SECONDS = 3.0
+"""Starting processes costs as much; less work than this is done sooner without them."""
 
 
 @contextmanager
@@ -36,24 +42,37 @@ def using(config: EngineConfig) -> Iterator[None]:
 def map_shards(function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], title: str) -> list[Result]:
     """`[function(*each) for each in arguments]`, several at a time; outside `using` one after another, here."""
     engine = _current.get()
-    results = engine.map(function, arguments) if engine else (function(*each) for each in arguments)
+    results = engine.map(function, arguments) if engine else itertools.starmap(function, arguments)
     return list(progress(results, title, total=len(arguments), unit="shards"))
 
 
 class _Local:
-    """Processes of this machine, started when there is more than one shard."""
+    """This process, and processes beside it once there is work for them."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.processes = config.processes or len(os.sched_getaffinity(0))
         self._pool: ProcessPoolExecutor | None = None
 
     def map(self, function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Result]:
-        if min(self.processes, len(arguments)) < 2:
-            return (function(*each) for each in arguments)
+        """Work here for PATIENCE_SECONDS, since most work is done by then, and give what is left to processes."""
+        began, waiting = time.monotonic(), list(arguments)
+        while waiting:
+            if min(self.processes, len(waiting)) > 1 and time.monotonic() - began >= PATIENCE_SECONDS:
+                yield from self._in_processes(function, waiting)
+                return
+            yield function(*waiting.pop(0))
+
+    def _in_processes(self, function: Callable[..., Result], arguments: list[tuple[Any, ...]]) -> Iterator[Result]:
         if self._pool is None:
             spawn = multiprocessing.get_context("spawn")  # a fork would inherit the threads and locks of Prefect
             self._pool = ProcessPoolExecutor(self.processes, spawn, _begin_worker, (os.getpid(),))
-        return self._pool.map(function, *zip(*arguments, strict=True))
+        try:
+            yield from self._pool.map(function, *zip(*arguments, strict=True))
+        except BrokenProcessPool as error:
+            raise AttuneError(
+                f"a process that worked on shards ended suddenly ({error}). If the machine ran out of memory, set "
+                "engine.processes lower. A script that calls attune needs `if __name__ == '__main__':`"
+            ) from None
 
     def close(self) -> None:
         if self._pool is not None:

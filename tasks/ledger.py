@@ -121,7 +121,7 @@ class Ledger:
             self.rejected[row["reason"]] += 1
             self._funnel[row["source"]][row["reason"]] += 1
             if len(samples := self._samples[row["reason"]]) < SAMPLES:
-                samples.append({"place": place(row), "detail": row["detail"], "row": row["row"][:SAMPLE_CHARS]})
+                samples.append({"place": place(row), "detail": row["detail"], "row": cut(row["row"])})
 
     def summary(self, **figures: Any) -> Summary:
         """The counts so far, with the stage's own figures."""
@@ -158,10 +158,16 @@ def place(row: Mapping[str, Any]) -> str:
     return f"{row['source']}{file}:{row['line']}"
 
 
+def cut(text: str) -> str:
+    """The beginning of a text, for a sample."""
+    return text if len(text) <= SAMPLE_CHARS else text[:SAMPLE_CHARS] + "…"
+
+
 def rejection(row: Mapping[str, Any], reason: str, detail: str = "") -> dict[str, Any]:
     """The ledger's line for an example that is rejected."""
     where = {name: row[name] for name in (*PLACE, "id")}
-    return where | {"reason": reason, "detail": detail, "row": json.dumps(row, ensure_ascii=False)[:ROW_CHARS]}
+    shown = {name: value for name, value in row.items() if value and name not in where}
+    return where | {"reason": reason, "detail": detail, "row": json.dumps(shown, ensure_ascii=False)[:ROW_CHARS]}
 
 
 def read(folder: Path, columns: list[str] | None = None) -> pa.Table:

@@ -177,7 +177,7 @@ def _write_keys(offsets, hashes, multipliers, addends, least, rows, keys, first)
             for k in range(band * rows, band * rows + rows):
                 key = (key ^ np.uint64(least[k])) * _STEP
                 key ^= key >> np.uint64(29)
-            keys[band, first + text] = max(key, np.uint64(1)) if offsets[text] < offsets[text + 1] else _NO_KEY
+            keys[band, first + text] = key if offsets[text] < offsets[text + 1] else _NO_KEY
 
 
 @compiled

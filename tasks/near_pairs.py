@@ -94,7 +94,8 @@ def similarities(
 
     pairs: int64 [pairs, 2], sorted.  starts: the first row of each shard, and the number of all rows.
     """
-    rows = np.unique(pairs)
+    rows = np.sort(pairs, axis=None)
+    rows = rows[np.flatnonzero(np.diff(rows, prepend=-1))]  # np.unique takes tens of times as long
     homes = np.searchsorted(starts, rows, side="right") - 1
     stores = [scratch / f"shingles-{number:05d}.npz" for number in range(len(shards))]
     work = [

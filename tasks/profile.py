@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks.filters import language
+from tasks.filters.language import identify
 
 Profile = dict[str, Counter[str]]
 """`tasks`, `languages`, `prompt_chars` and `answer_chars`: how many rows of each; a length by the power of two that it
@@ -28,7 +28,7 @@ def add_profile(profile: Profile, table: pa.Table) -> None:
     profile["answer_chars"].update(_bins(pc.utf8_length(table["output"])))
     asked = [number for number, each in enumerate(table["id"].to_pylist()) if int(each[:4], 16) % LANGUAGE_SAMPLE == 0]
     texts = table["output"].take(pa.array(asked, pa.int64())).to_pylist()
-    profile["languages"].update(_language(text) for text in texts)
+    profile["languages"].update(identify(text) for text in texts)
 
 
 def merged(profiles: Iterable[Profile]) -> dict[str, dict[str, int]]:
@@ -52,7 +52,3 @@ def _bins(lengths: pa.ChunkedArray) -> Counter[str]:
     """How many lengths stay below each power of two."""
     exponents, rows = np.unique(np.frexp(lengths.to_numpy())[1], return_counts=True)
     return Counter({str(2 ** int(exponent)): int(count) for exponent, count in zip(exponents, rows, strict=True)})
-
-
-def _language(text: str) -> str:
-    return language._identifier().classify(text)[0]

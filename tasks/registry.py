@@ -8,7 +8,8 @@ from typing import Any
 class Registry:
     """Named functions whose parameters are checked against their own signatures.
 
-    The first parameter of a registered function is its data; the others, all with defaults, are its settings.
+    The first parameter of a registered function is its data; the others are its settings, and those without a default
+    must be set.
     """
 
     def __init__(self, kind: str) -> None:
@@ -32,6 +33,9 @@ class Registry:
         if name not in self._functions:
             raise ValueError(f"unknown {self.kind} {name!r}; known: {', '.join(sorted(self._functions))}")
         settings = dict(list(inspect.signature(self._functions[name]).parameters.items())[1:])
+        for key, setting in settings.items():
+            if setting.default is setting.empty and key not in params:
+                raise ValueError(f"{self.kind} {name!r} needs the parameter {key!r}")
         for key, value in params.items():
             if key not in settings:
                 known = ", ".join(settings) or "none"

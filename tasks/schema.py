@@ -48,7 +48,7 @@ REJECTED = pa.schema(
         ("id", pa.string()),  # "" where the row never became an example
         ("reason", pa.string()),
         ("detail", pa.string()),
-        ("row", pa.string()),  # the row as read, or the example as JSON, cut at ledger.ROW_CHARS
+        ("row", pa.string()),  # the row as read, or what else the example holds as JSON, cut at ledger.ROW_CHARS
     ]
 )
 """Every rejected row of a stage, with its reason and its place."""

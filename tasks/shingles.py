@@ -26,7 +26,7 @@ BLOCK_BYTES = 1 << 18
 
 Texts = pa.Array | pa.ChunkedArray
 
-_KNOWN = 0x40000  # Unicode has letters below this; what lies above separates words
+_HAN, _KNOWN = 0x20000, 0x40000  # from the first on there are only Han, from the second on no letters
 _SEPARATOR, _LETTER, _MARK, _ALONE = (kind << 24 for kind in range(4))  # above the bits of a code point
 _NO_SPACES = (
     (0x0E00, 0x0EFF),  # Thai, Lao
@@ -149,13 +149,13 @@ def _code_points() -> tuple[np.ndarray, np.ndarray]:
     Unstable is what folds to several code points ("ß"), or changes beside others (a letter and its accent).
     """
     codes = np.arange(_KNOWN)
-    others = "\n".join(map(chr, range(0x80, 0x20000)))
+    others = "\n".join(map(chr, range(0x80, _HAN)))
     folded = [one if len(one) == 1 else "\0" for one in _fold(others).split("\n")]
-    codes[0x80:0x20000] = list(map(ord, folded))
+    codes[0x80:_HAN] = list(map(ord, folded))
     codes[ord("A") : ord("Z") + 1] += 0x20
 
-    letters = "".join(unicodedata.category(chr(code))[0] for code in range(_KNOWN)).encode()
-    category = np.frombuffer(letters, np.uint8)
+    letters = "".join(unicodedata.category(chr(code))[0] for code in range(_HAN)) + "L" * (_KNOWN - _HAN)
+    category = np.frombuffer(letters.encode(), np.uint8)
     kinds = np.select([np.isin(category, list(b"LN")), category == ord("M")], [_LETTER, _MARK], _SEPARATOR)
     for first, last in _NO_SPACES:
         part = kinds[first : last + 1]

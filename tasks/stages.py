@@ -43,7 +43,7 @@ STAGES = {
             "clean",
             ("collect",),
             "",
-            ("pyarrow", "pandas", "numpy", "ftfy", "py3langid", "phonenumbers", "python-stdnum"),
+            ("pyarrow", "pandas", "numpy", "ftfy", "tokenizers", "py3langid", "phonenumbers", "python-stdnum"),
         ),
         Stage("split", ("clean",), "", ("pyarrow", "numpy"), remembers=True),
         Stage("format", ("split",), "tokenizer", ("pyarrow", "transformers", "tokenizers")),

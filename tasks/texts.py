@@ -28,6 +28,11 @@ def asked_and_answered(table: pa.Table) -> pa.Array:
     return _joined([_flat(table[name]) for name in ("instruction", "output", "tool_calls")], "\n")
 
 
+def turns_of(table: pa.Table) -> pa.Array:
+    """What is said in the history and in the tool turns of each example."""
+    return _joined([_flat(table[name]) for name in ("history", "tool_turns")], "")
+
+
 def hashes(table: pa.Table, columns: Sequence[str], *, normalise: bool, fold: bool = False) -> list[bytes]:
     """16 bytes for each row: equal where `columns` are equal.
 

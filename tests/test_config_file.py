@@ -37,7 +37,10 @@ def refused(tmp_path: Path):
         # unknown keys
         ("fine_tune: {learning_rat: 1}", "fine_tune.learning_rat: unknown key; did you mean 'learning_rate'?"),
         ("finetune: {}", "finetune: unknown key; did you mean 'fine_tune'?"),
-        ("split: {zzz: 1}", "split.zzz: unknown key; known: validation, test, seed"),
+        (
+            "split: {zzz: 1}",
+            "split.zzz: unknown key; known: method, stratify_by, similarity, max_leak_ratio, validation,",
+        ),
         ("clean: {filters: [{name: empty, parms: {}}]}", "clean.filters.0.parms: unknown key; did you mean 'params'?"),
         # wrong types
         ("fine_tune: {epochs: '3'}", "fine_tune.epochs: input should be a valid number, got '3'"),
@@ -75,7 +78,7 @@ def test_a_mistake_is_told_with_its_place_and_what_is_allowed(refused, text, say
     [
         ("", "collect: is required"),
         ("collect: {sources: []}", "collect.sources: list should have at least 1 item"),
-        ("collect: {sources: [{}]}", "collect.sources.0.path: is required"),
+        ("collect: {sources: [{}]}", "collect.sources.0: a source has either a 'path' or a 'hub' dataset"),
         (
             "collect: {sources: [{path: a/x.csv}, {path: b/x.csv}]}",
             "collect.sources: two sources go by the name 'x.csv'",

@@ -1,6 +1,5 @@
 """The data report: its counts add up, no text of the data becomes markup, and every run has one."""
 
-import json
 import re
 import subprocess
 import sys
@@ -326,7 +325,7 @@ def test_headings_are_in_order_and_tables_have_headers():
     assert all(after <= before + 1 for before, after in pairwise(levels))
     assert html.startswith('<!DOCTYPE html>\n<html lang="en">')
     assert html.count("<table>") == html.count("<thead>") > 5
-    assert "<th>" not in html
+    assert html.count("<th>") + html.count("<th ") == html.count('<th scope="')
     for row in re.findall(r"<tr>(?!<th scope)(.*?)</tr>", html, re.DOTALL):
         assert '<th scope="' in row
     links, parts = (set(re.findall(pattern, html)) for pattern in (r'href="#(\w+)"', r'<section id="(\w+)"'))
@@ -382,8 +381,3 @@ def test_it_imports_nothing_heavy():
 def test_its_frame_is_installed_with_it():
     packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert "data_report.html" in packaged["tasks"]
-
-
-def test_json_and_page_agree_on_a_record_that_went_through_json():
-    run = record()
-    assert page(RunRecord.model_validate(json.loads(run.model_dump_json()))) == page(run)

@@ -64,6 +64,7 @@ def opened(browser: "Browser", path: Path, **settings: Any) -> tuple["Page", lis
     """The page, opened from its file with the network cut, and what went wrong: requests, errors, dialogs."""
     context = browser.new_context(offline=True, **settings)
     page, trouble = context.new_page(), []
+    page.set_default_timeout(5_000)  # milliseconds; all is there once the file is read
     page.on("request", lambda request: trouble.append(request.url) if request.url != path.as_uri() else None)
     page.on("console", lambda message: trouble.append(message.text))
     page.on("pageerror", lambda error: trouble.append(str(error)))

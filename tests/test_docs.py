@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from tasks import filters
+from tasks.config import PipelineConfig
 from tasks.config_file import load
 from tasks.filters import FILTERS
 from tasks.registry import Registry
+from tasks.repairs import REPAIRS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -54,6 +57,10 @@ def test_no_placeholder_is_left():
     assert not re.search(r"^[A-Z_]{5,}$", README, flags=re.M)
 
 
-def test_every_filter_is_shown_in_the_quickstart():
-    used = {chosen.name for chosen in load(ROOT / "configs" / "quickstart.yaml").clean.filters}
-    assert used == set(FILTERS.names())
+def test_every_filter_and_repair_is_shown_in_the_quickstart_in_use_or_as_a_comment():
+    text = (ROOT / "configs" / "quickstart.yaml").read_text()
+    shown = set(re.findall(r"\{name: (\w+)", text))
+    assert shown == {*FILTERS.names(), *REPAIRS.names()}
+    in_use = yaml.safe_load(re.sub(r"^    # - \{", "    - {", text, flags=re.M))
+    config = PipelineConfig.model_validate(in_use)
+    assert len(config.clean.filters) == len(FILTERS.names()), "what stands in a comment must be valid as well"

@@ -1,6 +1,7 @@
 """The engine: the same artifacts whatever works on the shards, and no worker outlives its parent."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,12 @@ from tasks.errors import AttuneError
 from tasks.store import digest_file
 
 LOCAL = EngineConfig(processes=2)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes are started without waiting whether it is worth it."""
+    monkeypatch.setattr(engine, "PATIENCE_SECONDS", 0.0)
 
 
 def data_stages(folder: Path, sources: Path, config: EngineConfig | None) -> dict[str, str]:
@@ -77,6 +84,24 @@ def test_results_come_in_order_from_several_processes_and_one_shard_stays_here()
         assert engine.map_shards(which_process, [(0,)], "test") == [(0, os.getpid())]
 
 
+def test_little_work_starts_no_process(monkeypatch):
+    monkeypatch.setattr(engine, "PATIENCE_SECONDS", 0.7)
+    with engine.using(LOCAL):
+        found = engine.map_shards(which_process, [(number,) for number in range(9)], "test")
+    assert [number for number, _ in found] == list(range(9))
+    here = [process == os.getpid() for _, process in found]
+    assert here[:3] == [True] * 3 and not any(here[5:]), "the first ones here, the last ones elsewhere"
+
+
+def kill(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_is_told_plainly():
+    with engine.using(LOCAL), pytest.raises(AttuneError, match=r"ended suddenly.*engine\.processes lower"):
+        engine.map_shards(kill, [(0,), (1,)], "test")
+
+
 def test_what_fails_in_a_worker_fails_here_in_the_same_words():
     with engine.using(LOCAL), pytest.raises(AttuneError, match="shard 0 is bad"):
         engine.map_shards(fail, [(0,), (1,)], "test")
@@ -89,6 +114,7 @@ def test_workers_die_with_their_parent(tmp_path):
         "from tasks import engine; from tasks.config import EngineConfig; import test_engine\n"
         "if __name__ == '__main__':\n"
         "    with engine.using(EngineConfig(processes=2)):\n"
+        "        engine.PATIENCE_SECONDS = 0\n"
         "        found = engine.map_shards(test_engine.which_process, [(n,) for n in range(4)], 'test')\n"
         "        print(*sorted({process for _, process in found}), flush=True)\n"
         "        time.sleep(60)\n"

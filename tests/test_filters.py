@@ -336,8 +336,6 @@ def test_every_filter_is_tried_here():
 @pytest.mark.parametrize(
     ("name", "params", "says"),
     [
-        ("unknown_label", {}, "needs 'labels'"),
-        ("too_many_tokens", {}, "need 'tokenizer'"),
         ("too_few_tokens", {"tokenizer": "no/such/place"}, "there is no file .*no/such/place"),
         ("language", {"languages": ["en", "english"]}, "unknown language 'english'; known: .*en, "),
         ("language", {"languages": ["zxx"]}, "unknown language 'zxx'"),

@@ -44,15 +44,15 @@ def test_the_copy_has_the_digests_of_the_original(code, monkeypatch):
 @pytest.mark.parametrize(
     ("file", "old", "new", "module", "expected"),
     [
-        ("clean.py", "keep_first", "keep_last", "tasks.clean", {"tasks.clean"}),
+        ("clean.py", "REPAIRED_SAMPLES = 100", "REPAIRED_SAMPLES = 1", "tasks.clean", {"tasks.clean"}),
         ("ledger.py", "SHARD_ROWS = 50_000", "SHARD_ROWS = 1", "tasks.clean", {"tasks.ledger"}),
         ("schema.py", "-100", "-1", "tasks.collect", {"tasks.schema"}),
         ("sources/row.py", 'reason: str = ""', 'reason: str = "?"', "tasks.collect", {"tasks.sources.row"}),
         ("sources/delimited.py", "strict=True", "strict=False", "tasks.collect", {"tasks.sources.delimited"}),
         ("metrics/rouge_l.py", "fmeasure", "recall", "tasks.evaluate", {"tasks.metrics.rouge_l"}),
         ("metrics/newer.py", "", "newer = 1", "tasks.evaluate", {"tasks.metrics.newer"}),
-        ("filters.py", "< min_output_chars", "<= min_output_chars", "tasks.clean", {"tasks.filters"}),
-        ("filters.py", "< min_output_chars", "<= min_output_chars", "tasks.split", set()),
+        ("filters/lengths.py", "< min_tokens", "<= min_tokens", "tasks.clean", {"tasks.filters.lengths"}),
+        ("filters/lengths.py", "< min_tokens", "<= min_tokens", "tasks.split", set()),
         ("packing.py", "capacity + 1", "capacity + 2", "tasks.format", {"tasks.packing"}),
     ],
 )

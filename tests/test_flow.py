@@ -9,7 +9,7 @@ from prefect.utilities.callables import parameter_schema
 
 from flows import pipeline as module
 from flows.runtime import Run
-from tasks.config import CollectConfig, PipelineConfig, SourceConfig
+from tasks.config import CleanConfig, CollectConfig, PipelineConfig, SourceConfig
 from tasks.errors import TrainingError
 from tasks.stages import STAGES
 
@@ -29,7 +29,7 @@ def test_the_form_of_the_flow_is_the_config_schema_with_defaults_bounds_and_desc
     assert fine_tune["lr_scheduler"]["enum"] == ["linear", "cosine", "constant"]
     assert all("description" in field for field in fine_tune.values())
     filters = schema["definitions"]["CleanConfig"]["properties"]["filters"]
-    assert [chosen["name"] for chosen in filters["default"]] == ["empty", "broken_text", "too_short", "too_long"]
+    assert [chosen["name"] for chosen in filters["default"]] == [chosen.name for chosen in CleanConfig().filters]
 
 
 @pytest.fixture

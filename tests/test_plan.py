@@ -12,7 +12,7 @@ from conftest import ROWS, write_jsonl
 from safetensors.numpy import save_file
 
 from tasks import fingerprint
-from tasks.config import PipelineConfig
+from tasks.config import CleanConfig, PipelineConfig
 from tasks.errors import ModelError, SourceError
 from tasks.plan import Step, plan
 from tasks.stages import STAGES
@@ -123,9 +123,9 @@ def test_a_setting_changes_the_key_of_its_own_stage_and_the_reason_names_it(raw,
 
 def test_a_new_parameter_of_a_filter_is_named(raw):
     publish_all(raw)
-    filters = [{"name": name} for name in ("empty", "broken_text", "too_short", "too_long")]
-    filters[3]["params"] = {"max_chars": 9}
-    assert whys(raw, clean={"filters": filters})["clean"] == "filters.3.params.max_chars set to 9"
+    filters = [{"name": chosen.name} for chosen in CleanConfig().filters]
+    filters[4]["params"] = {"max_chars": 9}
+    assert whys(raw, clean={"filters": filters})["clean"] == "filters.4.params.max_chars set to 9"
 
 
 def test_changed_data_and_changed_weights_are_named(raw, tmp_path):

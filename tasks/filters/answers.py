@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tasks.errors import ConfigError
 from tasks.filters.base import FILTERS, found_in, per_row, quote
 from tasks.markup import CODE
 
@@ -122,10 +121,8 @@ def repeated_ngrams(
 
 
 @FILTERS
-def unknown_label(examples: "pd.DataFrame", labels: list[str] = []) -> "pd.Series[str]":  # noqa: B006
+def unknown_label(examples: "pd.DataFrame", labels: list[str]) -> "pd.Series[str]":
     """The label is none of `labels`, or there is none."""
-    if not labels:
-        raise ConfigError("filter unknown_label needs 'labels': the classes that are known")
     known = set(labels)
 
     def find(label: str) -> str:

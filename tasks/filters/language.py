@@ -58,6 +58,11 @@ def _other_language(text: str, wanted: set[str], min_chars: int, min_confidence:
     return f"{ranked[0][0]} ({other:.3f})" if other >= min_confidence else ""
 
 
+def identify(text: str) -> str:
+    """The most likely language of a text, as an ISO 639-1 code."""
+    return _identifier().classify(_telling(text))[0]
+
+
 def _telling(text: str) -> str:
     """What of `text` tells its language: no code, and no names, which lists of cities or actors consist of."""
     prose = _BRACKETS.sub(" ", CODE.sub(" ", text[:_ENOUGH_CHARS]))

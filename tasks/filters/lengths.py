@@ -62,7 +62,7 @@ def too_long(
 
 @FILTERS
 def too_few_tokens(
-    examples: "pd.DataFrame", tokenizer: str = "", min_tokens: int = 1, min_output_tokens: int = 1
+    examples: "pd.DataFrame", tokenizer: str, min_tokens: int = 1, min_output_tokens: int = 1
 ) -> "pd.Series[str]":
     """The output, or system, instruction, input and output together, have fewer tokens than that.
 
@@ -79,7 +79,7 @@ def too_few_tokens(
 
 @FILTERS
 def too_many_tokens(
-    examples: "pd.DataFrame", tokenizer: str = "", max_tokens: int = 4_096, max_output_tokens: int = 4_096
+    examples: "pd.DataFrame", tokenizer: str, max_tokens: int = 4_096, max_output_tokens: int = 4_096
 ) -> "pd.Series[str]":
     """The output, or system, instruction, input and output together, have more tokens than that.
 
@@ -116,8 +116,6 @@ def _tokenizer(path: str) -> "tokenizers.Tokenizer":
     """The tokenizer at `path`, without the truncation and the padding that its file may ask for."""
     from tokenizers import Tokenizer
 
-    if not path:
-        raise ConfigError("too_few_tokens and too_many_tokens need 'tokenizer': a tokenizer.json, or its folder")
     file = Path(path).expanduser()
     file = file / "tokenizer.json" if file.is_dir() else file
     if not file.is_file():

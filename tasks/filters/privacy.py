@@ -23,4 +23,6 @@ def personal_data(
     def find(text: str) -> str:
         return detectors.find(text, chosen, phone_region)
 
-    return found_in(examples, ("system", "instruction", "input", "output", "tool_calls"), find, detectors.HINT)
+    return found_in(
+        examples, ("system", "history", "instruction", "input", "output", "tool_calls"), find, detectors.HINT
+    )

@@ -31,7 +31,7 @@ def read(hub: HubDataset, commit: str, max_row_bytes: int) -> Iterator[Row]:
 
     from tasks.sources.parquet import batch_rows
 
-    with _telling(hub, (ValueError, DatasetsError, pa.ArrowException)):
+    with _telling(hub, (ValueError, RuntimeError, DatasetsError, pa.ArrowException)):
         rows = load_dataset(hub.dataset, hub.config or None, split=hub.split, revision=commit, streaming=True)
         number = 1
         for table in rows.with_format("arrow").iter(BATCH_ROWS):
