@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.config import CleanConfig, NearDuplicatesConfig, Policy
 from tasks.engine import map_shards
-from tasks.ledger import batches, cut, place
+from tasks.ledger import batches, cut, place, rows_at
 from tasks.near_duplicates import resolve
 from tasks.near_pairs import Pairs, near_pairs, similarities
 from tasks.schema import PLACE
@@ -66,7 +65,7 @@ def find(config: CleanConfig, shards: Sequence[Path], scratch: Path) -> tuple[li
         "conflicts": int((conflict >= 0).sum()),
         "near_duplicates": int((cluster >= 0).sum()),
         "near_duplicate_pairs": len(pairs.rows),
-        "clusters": _clusters(cluster, shards, starts),
+        "clusters": _clusters(cluster, shards),
     }
     return _by_shard(reason, other, pairs, shards, starts), figures
 
@@ -143,7 +142,7 @@ def _by_shard(
     reason: np.ndarray, other: np.ndarray, pairs: Pairs, shards: Sequence[Path], starts: np.ndarray
 ) -> list[Removed]:
     rows = np.flatnonzero(reason >= 0)
-    places = _places(np.unique(other[rows]), shards, starts)
+    places = _places(np.unique(other[rows]), shards)
     details = [places[each]["place"] for each in other[rows].tolist()]
     similar = _similarity(pairs, rows, other[rows], len(reason))
     details = [
@@ -166,27 +165,19 @@ def _similarity(pairs: Pairs, rows: np.ndarray, others: np.ndarray, everyone: in
     return np.where(found, np.append(pairs.jaccard[order], 0.0)[at], 0.0).tolist()
 
 
-def _clusters(cluster: np.ndarray, shards: Sequence[Path], starts: np.ndarray) -> list[dict[str, Any]]:
+def _clusters(cluster: np.ndarray, shards: Sequence[Path]) -> list[dict[str, Any]]:
     """The largest clusters of near-duplicates: how many rows, and the row that stands for them."""
     firsts, followers = np.unique(cluster[cluster >= 0], return_counts=True)
     largest = np.lexsort((firsts, -followers))[:CLUSTERS]
-    shown = _places(np.sort(firsts[largest]), shards, starts)
+    shown = _places(np.sort(firsts[largest]), shards)
     return [{"rows": int(followers[at]) + 1, **shown[int(firsts[at])]} for at in largest]
 
 
-def _places(rows: np.ndarray, shards: Sequence[Path], starts: np.ndarray) -> dict[int, dict[str, str]]:
+def _places(rows: np.ndarray, shards: Sequence[Path]) -> dict[int, dict[str, str]]:
     """Place and beginning of some rows (sorted), by row."""
-    found = {}
-    for shard, start, end in zip(shards, starts, starts[1:], strict=False):
-        begin = int(start)
-        if not ((rows >= start) & (rows < end)).any():
-            continue
-        for table in batches(shard):
-            mine = rows[(rows >= begin) & (rows < begin + table.num_rows)]
-            taken = table.take(pa.array(mine - begin))
-            for row, where, text in zip(
-                mine.tolist(), taken.select(PLACE).to_pylist(), spoken(taken).to_pylist(), strict=True
-            ):
-                found[row] = {"place": place(where), "text": cut(text.strip())}
-            begin += table.num_rows
-    return found
+    if not len(rows):
+        return {}
+    table = rows_at(shards, rows)
+    texts = (cut(text.strip()) for text in spoken(table).to_pylist())
+    found = zip(map(place, table.select(PLACE).to_pylist()), texts, strict=True)
+    return {row: {"place": where, "text": text} for row, (where, text) in zip(rows.tolist(), found, strict=True)}

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from tasks.config import Similarity
-from tasks.ledger import batches, place, shards
+from tasks.ledger import batches, place, rows_at, shards
 from tasks.near_pairs import near_pairs
 from tasks.schema import PLACE
 from tasks.texts import CONTENT, hashes
@@ -24,40 +24,41 @@ def measure(folder: Path, similarity: Similarity, scratch: Path) -> dict[str, di
     near_duplicate: as similar as `similarity` says.  `first` shows a few, each with the row of train.
     """
     train = shards(folder / "train")
-    places = _places(train)
-    known = {test: _first_rows(train, normalise=test == "normalised") for test in ("exact", "normalised")}
+    known = {test: _contents(train, test) for test in TESTS[:2]}
     found = {}
     for name in ("validation", "test"):
         held_out = shards(folder / name)
-        twins = {test: _equal(held_out, rows, normalise=test == "normalised") for test, rows in known.items()}
+        twins = {test: _equal(_contents(held_out, test), known[test]) for test in known}
         twins["near_duplicate"] = _near(held_out, train, similarity, scratch / name)
-        found[name] = _described(twins, _places(held_out), places)
+        found[name] = _described(twins, held_out, train)
     return found
 
 
-def _described(twins: dict[str, dict[int, int]], places: list[str], train_places: list[str]) -> dict[str, Any]:
+def _described(twins: dict[str, dict[int, int]], held_out: Sequence[Path], train: Sequence[Path]) -> dict[str, Any]:
+    rows = sum(pq.read_metadata(shard).num_rows for shard in held_out)
     leaked = {row: twin for found in twins.values() for row, twin in found.items()}
     return {
-        "rows": len(places),
+        "rows": rows,
         **{test: len(found) for test, found in twins.items()},
-        "ratio": len(leaked) / max(1, len(places)),
-        "first": [f"{places[row]} ~ {train_places[leaked[row]]}" for row in sorted(leaked)[:SHOWN]],
+        "ratio": len(leaked) / max(1, rows),
+        "first": [f"{_place(held_out, row)} ~ {_place(train, leaked[row])}" for row in sorted(leaked)[:SHOWN]],
     }
 
 
-def _first_rows(shards: Sequence[Path], *, normalise: bool) -> dict[bytes, int]:
-    """The first row of each content."""
-    rows = list(enumerate(_contents(shards, normalise)))
-    return {content: row for row, content in reversed(rows)}
+def _contents(shards: Sequence[Path], test: str) -> np.ndarray:
+    """A hash of the content of each row, as `test` compares it: 16 bytes each."""
+    normalise = test == "normalised"
+    parts = [hashes(table, CONTENT, normalise=normalise, fold=normalise) for table in batches(*shards)]
+    return np.concatenate([np.empty(0, "S16"), *(np.array(part, "S16") for part in parts)])
 
 
-def _equal(held_out: Sequence[Path], train: dict[bytes, int], *, normalise: bool) -> dict[int, int]:
+def _equal(held_out: np.ndarray, train: np.ndarray) -> dict[int, int]:
     """Rows of `held_out` with a row of `train` that has the same content."""
-    return {row: train[content] for row, content in enumerate(_contents(held_out, normalise)) if content in train}
-
-
-def _contents(shards: Sequence[Path], normalise: bool) -> list[bytes]:
-    return [each for table in batches(*shards) for each in hashes(table, CONTENT, normalise=normalise, fold=normalise)]
+    order = np.argsort(train, kind="stable")
+    at = np.searchsorted(train[order], held_out)
+    rows = np.flatnonzero(at < len(train))
+    rows = rows[train[order[at[rows]]] == held_out[rows]]
+    return dict(zip(rows.tolist(), order[at[rows]].tolist(), strict=True))
 
 
 def _near(held_out: Sequence[Path], train: Sequence[Path], similarity: Similarity, scratch: Path) -> dict[int, int]:
@@ -68,5 +69,5 @@ def _near(held_out: Sequence[Path], train: Sequence[Path], similarity: Similarit
     return dict(zip(crossing[:, 0].tolist(), (crossing[:, 1] - rows).tolist(), strict=True))
 
 
-def _places(shards: Sequence[Path]) -> list[str]:
-    return [place(row) for table in batches(*shards, columns=list(PLACE)) for row in table.to_pylist()]
+def _place(shards: Sequence[Path], row: int) -> str:
+    return place(rows_at(shards, np.array([row])).select(PLACE).to_pylist()[0])

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -182,6 +183,17 @@ def batches(*paths: Path, rows: int = 10_000, columns: list[str] | None = None) 
             with pq.ParquetFile(shard) as file:
                 for batch in file.iter_batches(batch_size=rows, columns=columns):
                     yield pa.Table.from_batches([batch])
+
+
+def rows_at(paths: Iterable[Path], rows: np.ndarray) -> pa.Table:
+    """Some rows of shards, by their number through all shards: int64, sorted, at least one."""
+    found, begin = [], 0
+    for table in batches(*paths):
+        mine = rows[(rows >= begin) & (rows < begin + table.num_rows)]
+        if len(mine):
+            found.append(table.take(pa.array(mine - begin)))
+        begin += table.num_rows
+    return pa.concat_tables(found)
 
 
 def shards(folder: Path) -> list[Path]:

@@ -22,7 +22,7 @@ Text = Callable[[pa.Table], pa.Array]
 """What of the examples is compared."""
 
 KEYS_IN_PART = 50_000_000
-"""A band with more rows is divided by its keys, so that one process holds and sorts at most about so many."""
+"""A band with more rows is divided by its keys, so that one process holds and sorts about so many at most."""
 
 
 class Pairs(NamedTuple):
@@ -73,12 +73,19 @@ def _write_keys(shard: Path, similarity: Similarity, path: Path) -> int:
 
 
 def _write_candidates(scratch: Path, keys: Sequence[Path], band: int, part: int, parts: int) -> Path:
-    """Pairs of rows that share a key in one band; of all shards it reads that band only."""
-    column = np.concatenate([np.load(path, mmap_mode="r")[band] for path in keys])
-    rows = np.flatnonzero(np.load(scratch / "alive.npy", mmap_mode="r") & (column % np.uint64(parts) == part))
+    """Pairs of rows that share a key in one band, of those keys that belong to this part."""
+    alive, start = np.load(scratch / "alive.npy", mmap_mode="r"), 0
+    keys_of_part, rows_of_part = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for path in keys:
+        column = np.load(path, mmap_mode="r")[band]
+        mine = np.flatnonzero((column % np.uint64(parts) == part) & alive[start : start + len(column)])
+        keys_of_part.append(column[mine])
+        rows_of_part.append(mine + start)
+        start += len(column)
+    column, rows = np.concatenate(keys_of_part), np.concatenate(rows_of_part)
     rank = np.load(scratch / "rank.npy", mmap_mode="r")
     path = scratch / f"candidates-{band:03d}-{part:05d}.npy"
-    np.save(path, rows[candidates(column[rows], rank[rows])])
+    np.save(path, rows[candidates(column, rank[rows])])
     return path
 
 

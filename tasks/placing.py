@@ -1,36 +1,55 @@
-"""Which split each row goes to, decided for all rows together."""
+"""Which split each row goes to, decided for all rows together.
+
+Splits are numbers here: the place of their names in SPLITS.
+"""
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from tasks.config import SplitConfig
 from tasks.schema import SPLITS
+from tasks.shingles import compiled
+
+NONE = -1
+TRAIN, VALIDATION, TEST = range(len(SPLITS))
+JOINS = 100
+GROUP_IN, NEAR_IN = 10, 20
+"""An answer below GROUP_IN is a split; GROUP_IN + split and NEAR_IN + split are rejections, and so is JOINS + splits,
+where splits has a bit for each."""
 
 
-class Row(NamedTuple):
-    """What decides where a row goes."""
+class Rows(NamedTuple):
+    """What decides where rows go, one array each."""
 
-    id: str
-    group: str  # rows of one group belong together
-    bound: str  # the split that its source is bound to, or ""
-    stratum: str
-    home: str  # of a row of the last split: where it was; "" for a row that is to be placed
-
-
-class Placed(NamedTuple):
-    """Where a row goes: a split, or "" and why not."""
-
-    split: str
-    reason: str = ""
-    detail: str = ""
+    ids: np.ndarray  # uint64, a hash
+    groups: np.ndarray  # uint64, a hash; rows of one group belong together
+    shares: np.ndarray  # float64, from 0 to 1, the same for all rows of a group
+    strata: np.ndarray  # uint64, a hash
+    bound: np.ndarray  # int8, the split that the row's source is bound to, or NONE
+    homes: np.ndarray  # int8, of a row of the last split: where it was; NONE for a row that is to be placed
 
 
-def place_all(rows: Sequence[Row], pairs: np.ndarray, config: SplitConfig) -> list[Placed]:
-    """One answer per row; those of the last split come back where they were.
+def rows_of(table: pa.Table, home: int, config: SplitConfig) -> Rows:
+    """The rows of a table (columns EXAMPLE); with unseen_instructions a whole task is one group."""
+    names = table["task" if config.method == "unseen_instructions" else "group"].to_pylist()
+    splits = np.array(["", *SPLITS], object)
+    bound = [np.flatnonzero(splits == split)[0] - 1 for split in table["split"].to_pylist()]
+    return Rows(
+        ids=_hashed(table["id"].to_pylist()),
+        groups=_hashed(names),
+        shares=np.array([_share(name, config) for name in names]),
+        strata=_hashed(table[config.stratify_by].to_pylist()),
+        bound=np.array(bound, np.int8),
+        homes=np.full(table.num_rows, home, np.int8),
+    )
+
+
+def place_all(rows: Rows, pairs: np.ndarray, config: SplitConfig) -> np.ndarray:
+    """For each row a split or a rejection: int64 [rows]; the rows of the last split come back where they were.
 
     pairs: int64 [n, 2], rows that belong together because they are nearly the same.
 
@@ -39,119 +58,122 @@ def place_all(rows: Sequence[Row], pairs: np.ndarray, config: SplitConfig) -> li
     knew stays where it was.  A new row joins the split that its group and its near-duplicates lie in; it is rejected
     where these are two; and where there is none, its group's hash decides.
     """
-    homes = {row.id: row.home for row in rows if row.home}
-    fresh = _stratified(rows, homes, config) if config.method == "stratified" else None
-    links = _Links(rows, pairs)
-    placed = [Placed("")] * len(rows)
-    for number in sorted(range(len(rows)), key=lambda number: _turn(rows[number], homes)):
-        row = rows[number]
-        home = homes.get(row.id, "")
-        if row.home:
-            answer = Placed(row.home)
-        elif fixed := links.fixed(number):
-            answer = _beside_fixed(row, home, fixed)
-        elif row.bound or home:
-            answer = Placed(row.bound or home)
-        else:
-            answer = _new(row, links.known(number), fresh, config)
-        placed[number] = answer
-        links.add(number, answer.split)
-    return placed
+    old = rows.homes != NONE
+    homes = _known_homes(rows, old)
+    wanted = _stratified(rows, homes, config) if config.method == "stratified" else _by_share(rows.shares, config)
+    turn = np.select([old, rows.bound != NONE, homes != NONE], [0, 3 - rows.bound, 4], 5)
+    _, groups = np.unique(rows.groups, return_inverse=True)
+    both = np.concatenate([pairs, pairs[:, ::-1]])
+    both = both[np.argsort(both[:, 0], kind="stable")]
+    starts = np.searchsorted(both[:, 0], np.arange(len(old) + 1))
+    answers = np.full(len(old), NONE)
+    order = np.argsort(turn, kind="stable")
+    masks = np.zeros((2, len(groups)), np.int64)
+    _place(order, old, rows.bound, homes, wanted, groups, starts, both[:, 1].copy(), masks[0], masks[1], answers)
+    return answers
 
 
 def by_hash(group: str, config: SplitConfig) -> str:
-    """The split of a group: decided by its hash alone."""
-    share = _share(group, config)
-    if share < config.test:
-        return "test"
-    return "validation" if share < config.test + config.validation else "train"
+    """The split of a group whose hash alone decides."""
+    return SPLITS[_by_share(np.array([_share(group, config)]), config)[0]]
 
 
-def _turn(row: Row, homes: Mapping[str, str]) -> int:
-    """The last split itself, then bound rows, then rows that it knew, then new ones."""
-    if row.home:
-        return 0
-    if row.bound:
-        return 3 - SPLITS.index(row.bound)
-    return 4 if row.id in homes else 5
+def rejection_of(answer: int, group: str) -> tuple[str, str]:
+    """Reason and detail of an answer that is no split."""
+    if answer >= JOINS:
+        return "joins_two_splits", " and ".join(name for at, name in enumerate(SPLITS) if (answer - JOINS) >> at & 1)
+    if answer >= NEAR_IN:
+        return f"near_duplicate_in_{SPLITS[answer - NEAR_IN]}", ""
+    return f"group_in_{SPLITS[answer - GROUP_IN]}", f"group {group}"
 
 
-def _beside_fixed(row: Row, home: str, fixed: Mapping[str, str]) -> Placed:
-    """A row that belongs to rows of bound splits: a fixed validation or test set is not added to, or trained on."""
-    wanted = row.bound or ("train" if home in {"", "train"} else "")
-    owners = [split for split in reversed(SPLITS) if split in fixed and split != wanted]
-    if not owners:
-        return Placed(wanted)
-    return Placed("", f"{fixed[owners[0]]}_in_{owners[0]}", f"group {row.group}" if fixed[owners[0]] == "group" else "")
+@compiled
+def _place(order, old, bound, homes, wanted, groups, starts, near, lie_in, bound_in, answers):
+    """Place row after row; lie_in and bound_in hold the splits of each group, a bit for each, of all and of bound rows.
+
+    order, groups, starts, near, lie_in, bound_in, answers: int64.  old: bool.  bound, homes, wanted: int8.
+    """
+    for row in order:
+        group = groups[row]
+        near_splits = near_fixed = 0
+        for other in near[starts[row] : starts[row + 1]]:
+            if 0 <= answers[other] < GROUP_IN:
+                near_splits |= 1 << answers[other]
+                if bound[other] != NONE and not old[other]:
+                    near_fixed |= 1 << answers[other]
+        fixed, splits = near_fixed | bound_in[group], near_splits | lie_in[group]
+        answer = np.int64(homes[row])
+        if old[row]:
+            pass
+        elif fixed:
+            # A fixed validation or test set is not added to, and what is like it must not be trained on.
+            answer = np.int64(bound[row])
+            if answer == NONE and (homes[row] == NONE or homes[row] == TRAIN):
+                answer = TRAIN
+            others = fixed & ~(1 << answer) if answer != NONE else fixed
+            if others:
+                owner = TEST if others >> TEST else VALIDATION if others >> VALIDATION else TRAIN
+                answer = owner + (GROUP_IN if bound_in[group] >> owner & 1 else NEAR_IN)
+        elif bound[row] != NONE:
+            answer = np.int64(bound[row])
+        elif answer == NONE and splits == 0:
+            answer = np.int64(wanted[row])
+        elif answer == NONE:
+            answer = TEST if splits == 1 << TEST else VALIDATION if splits == 1 << VALIDATION else TRAIN
+            if splits & (splits - 1):
+                answer = JOINS + splits
+        answers[row] = answer
+        if answer < GROUP_IN:
+            lie_in[group] |= 1 << answer
+            if bound[row] != NONE and not old[row]:
+                bound_in[group] |= 1 << answer
 
 
-def _new(row: Row, known: Mapping[str, str], fresh: Mapping[str, str] | None, config: SplitConfig) -> Placed:
-    """A row that no source binds and that the last split did not know."""
-    if len(known) > 1:
-        return Placed("", "joins_two_splits", " and ".join(f"{tie} in {split}" for split, tie in sorted(known.items())))
-    if known:
-        return Placed(next(iter(known)))
-    return Placed(fresh[row.group] if fresh is not None else by_hash(row.group, config))
+def _known_homes(rows: Rows, old: np.ndarray) -> np.ndarray:
+    """Where the last split had each row, by its id: int8 [rows], NONE for new rows."""
+    ids, first = np.unique(rows.ids[old], return_index=True)
+    at = np.minimum(np.searchsorted(ids, rows.ids), max(0, len(ids) - 1))
+    if not len(ids):
+        return np.full(len(old), NONE, np.int8)
+    return np.where(ids[at] == rows.ids, rows.homes[old][first[at]], NONE).astype(np.int8)
 
 
-def _stratified(rows: Sequence[Row], homes: Mapping[str, str], config: SplitConfig) -> dict[str, str]:
-    """Where new groups go, so that each stratum as a whole comes as near to the shares as it can.
+def _by_share(shares: np.ndarray, config: SplitConfig) -> np.ndarray:
+    chosen = np.select([shares < config.test, shares < config.test + config.validation], [TEST, VALIDATION], TRAIN)
+    return chosen.astype(np.int8)
+
+
+def _stratified(rows: Rows, homes: np.ndarray, config: SplitConfig) -> np.ndarray:
+    """Where new groups go, so that each stratum as a whole comes as near to the shares as it can: int8 [rows].
 
     What is missing in test, then in validation, is taken from the new groups in the order of their hashes.
     """
-    strata: dict[str, dict[str, str]] = defaultdict(dict)  # stratum -> group -> the split it lies in, or ""
-    for row in rows:
-        if not row.bound and not strata[row.stratum].get(row.group):
-            strata[row.stratum][row.group] = homes.get(row.id, "")
-    found: dict[str, str] = {}
-    for groups in strata.values():
-        fresh = sorted((group for group, split in groups.items() if not split), key=lambda group: _share(group, config))
-        for split, share in (("test", config.test), ("validation", config.validation)):
-            missing = max(0, round(share * len(groups)) - list(groups.values()).count(split))
-            found |= dict.fromkeys(fresh[:missing], split)
+    free = np.flatnonzero(rows.bound == NONE)
+    groups, first, inverse = np.unique(rows.groups[free], return_index=True, return_inverse=True)
+    split_of = np.full(len(groups), NONE)
+    known = homes[free] != NONE
+    split_of[inverse[known]] = homes[free][known]
+    strata = rows.strata[free][first]
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        fresh = members[split_of[members] == NONE]
+        fresh = fresh[np.argsort(rows.shares[free][first[fresh]], kind="stable")]
+        for split, share in ((TEST, config.test), (VALIDATION, config.validation)):
+            missing = max(0, round(share * len(members)) - int((split_of[members] == split).sum()))
+            split_of[fresh[:missing]] = split
             fresh = fresh[missing:]
-        found |= dict.fromkeys(fresh, "train")
-    return found
+        split_of[fresh] = TRAIN
+    wanted = np.full(len(rows.ids), TRAIN, np.int8)
+    wanted[free] = split_of[inverse]
+    return wanted
+
+
+def _hashed(texts: Sequence[str]) -> np.ndarray:
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
 def _share(group: str, config: SplitConfig) -> float:
     """A number from 0 to 1 that depends on the group and the seed alone."""
     digest = hashlib.sha256(f"{config.seed}\0{group}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
-
-
-class _Links:
-    """What rows that are placed already say of a row: the splits of its group and of its near-duplicates."""
-
-    def __init__(self, rows: Sequence[Row], pairs: np.ndarray) -> None:
-        self.rows = rows
-        self.near: dict[int, list[int]] = defaultdict(list)
-        for one, other in pairs.tolist():
-            self.near[one].append(other)
-            self.near[other].append(one)
-        self.splits: dict[int, str] = {}
-        self.groups: dict[str, set[str]] = defaultdict(set)
-        self.bound_groups: dict[str, set[str]] = defaultdict(set)
-
-    def add(self, number: int, split: str) -> None:
-        """The row `number` was put into `split`."""
-        if split:
-            row = self.rows[number]
-            self.splits[number] = split
-            self.groups[row.group].add(split)
-            if row.bound and not row.home:
-                self.bound_groups[row.group].add(split)
-
-    def fixed(self, number: int) -> dict[str, str]:
-        """Splits that bound rows of its kind lie in, with `near_duplicate` or `group` as the tie."""
-        near = (each for each in self._near(number) if self.rows[each].bound and not self.rows[each].home)
-        groups = self.bound_groups.get(self.rows[number].group, ())
-        return {self.splits[each]: "near_duplicate" for each in near} | dict.fromkeys(groups, "group")
-
-    def known(self, number: int) -> dict[str, str]:
-        """Splits that rows of its kind lie in."""
-        near = {self.splits[each]: "near_duplicate" for each in self._near(number)}
-        return near | dict.fromkeys(self.groups.get(self.rows[number].group, ()), "group")
-
-    def _near(self, number: int) -> Iterator[int]:
-        return (each for each in self.near.get(number, ()) if each in self.splits)

@@ -36,16 +36,34 @@ def limits(config: CollectConfig, shards: Sequence[Path]) -> Limits:
 
     Rows of sources that are bound to validation or test are neither counted nor taken away.
     """
-    sources, tasks, ranks = [], [], []
+    sources, tasks, ranks = _Codes(), _Codes(), [np.empty(0, np.uint64)]
     for table in batches(*shards, columns=[*PLACE, "task", "split"]):
         table = table.filter(_in_mix(table))
-        sources += table["source"].to_pylist()
-        tasks += table["task"].to_pylist()
+        sources.add(table["source"].to_pylist())
+        tasks.add(table["task"].to_pylist())
         ranks.append(_ranks(table, config.seed))
-    rank = np.concatenate([np.empty(0, np.uint64), *ranks])
-    task_limits = _by_task(np.array(tasks, object), rank, config.max_per_task)
-    stays = rank < np.array([task_limits.get(task, _EVERY) for task in tasks], object)
-    return Limits(task_limits, _by_source(np.array(sources, object)[stays], rank[stays], config))
+    rank = np.concatenate(ranks)
+    task_limits = _by_task(tasks, rank, config.max_per_task)
+    stays = np.ones(len(rank), bool)
+    for task, limit in task_limits.items():
+        stays &= ~tasks.mask(task) | (rank < limit)
+    return Limits(task_limits, _by_source(sources, rank, stays, config))
+
+
+class _Codes:
+    """A long column of few different texts."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, int] = {}
+        self._parts = [np.empty(0, np.int32)]
+
+    def add(self, texts: list[str]) -> None:
+        self._parts.append(np.array([self.names.setdefault(text, len(self.names)) for text in texts], np.int32))
+
+    def mask(self, name: str) -> np.ndarray:
+        """Where the column holds `name`."""
+        self._parts = [np.concatenate(self._parts)]
+        return self._parts[0] == self.names.get(name, -1)
 
 
 def over(table: pa.Table, limits: Limits, config: CollectConfig) -> list[tuple[str, str] | None]:
@@ -78,18 +96,17 @@ def _ranks(table: pa.Table, seed: int) -> np.ndarray:
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
-def _by_task(tasks: np.ndarray, rank: np.ndarray, most: int | None) -> dict[str, int]:
-    if most is None:
-        return {}
-    return {task: _limit(rank[tasks == task], most) for task in sorted(set(tasks))}
+def _by_task(tasks: _Codes, rank: np.ndarray, most: int | None) -> dict[str, int]:
+    limits = {task: _limit(rank[tasks.mask(task)], most) for task in tasks.names if most is not None}
+    return {task: limit for task, limit in limits.items() if limit < _EVERY}
 
 
-def _by_source(sources: np.ndarray, rank: np.ndarray, config: CollectConfig) -> dict[str, int]:
+def _by_source(sources: _Codes, rank: np.ndarray, stays: np.ndarray, config: CollectConfig) -> dict[str, int]:
     """The scarcest source, for its weight, gives all its rows; the others as many as the proportions ask for."""
     weights = {source.label: source.weight for source in config.sources if source.weight is not None}
-    rows = {label: int((sources == label).sum()) for label in weights}
-    scale = min((rows[label] / weight for label, weight in weights.items()), default=0.0)
-    return {label: _limit(rank[sources == label], round(scale * weight)) for label, weight in weights.items()}
+    ranks = {label: rank[sources.mask(label) & stays] for label in weights}
+    scale = min((len(ranks[label]) / weight for label, weight in weights.items()), default=0.0)
+    return {label: _limit(ranks[label], round(scale * weight)) for label, weight in weights.items()}
 
 
 def _limit(ranks: np.ndarray, most: int) -> int:

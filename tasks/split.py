@@ -4,7 +4,6 @@ Where a row goes is decided by a hash of its group.  What the last split of the 
 """
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from tasks.errors import EmptySplitError, LeakError
 from tasks.ledger import Ledger, Summary, batches, by_source, rejection, total
 from tasks.ledger import shards as shards_of
 from tasks.near_pairs import near_pairs
-from tasks.placing import Placed, Row, place_all
+from tasks.placing import NONE, Rows, place_all, rejection_of, rows_of
 from tasks.schema import EXAMPLE, SPLITS
 
 
@@ -30,34 +29,33 @@ def split(config: SplitConfig, inputs: dict[str, Path], out: Path) -> Summary:
     as well. Raises EmptySplitError, and LeakError where the leak is more than `max_leak_ratio`.
     """
     shards = shards_of(inputs["clean"] / "examples")
-    before = [
-        (shard, name) for name in SPLITS if "previous" in inputs for shard in shards_of(inputs["previous"] / name)
-    ]
-    tables = [*before, *((shard, "") for shard in shards)]
-    rows = [_rows(config, shard, home) for shard, home in tables]
+    memory = inputs.get("previous")
+    old = [(shard, home) for home, name in enumerate(SPLITS) if memory for shard in shards_of(memory / name)]
+    tables = [*old, *((shard, NONE) for shard in shards)]
+    parts = map_shards(_rows, [(shard, home, config) for shard, home in tables], "groups")
     pairs = np.empty((0, 2), np.int64)
     if config.method == "grouped":
         pairs = near_pairs([shard for shard, _ in tables], config.similarity, out / "scratch" / "groups").rows
-    placed = iter(place_all([row for part in rows for row in part], pairs, config))
-    answers = [[next(placed) for _ in part] for part in rows][len(before) :]
-    work = [(shard, mine, number, out) for number, (shard, mine) in enumerate(zip(shards, answers, strict=True))]
+    answers = place_all(Rows(*map(np.concatenate, zip(*parts, strict=True))), pairs, config)
+    ends = np.cumsum([len(part.ids) for part in parts])
+    placed = np.split(answers, ends[:-1])[len(old) :]
+    work = [(shard, mine, number, out) for number, (shard, mine) in enumerate(zip(shards, placed, strict=True))]
     summaries = map_shards(_divide, work, "split")
-    sizes = _sizes([answer for mine in answers for answer in mine], config)
+    sizes = _sizes(np.concatenate(placed), config)
     leaks = leak.measure(out, config.similarity, out / "scratch" / "leak")
     shutil.rmtree(out / "scratch")
     _refuse_leak(leaks, config)
     return total(summaries, **sizes, leak=leaks)
 
 
-def _rows(config: SplitConfig, shard: Path, home: str) -> list[Row]:
-    """What decides where the rows of a shard go; with unseen_instructions a whole task is one group."""
-    group = "task" if config.method == "unseen_instructions" else "group"
-    names = ["id", group, "split", config.stratify_by]
-    columns = ([table[name].to_pylist() for name in names] for table in batches(shard, columns=sorted(set(names))))
-    return [Row(*values, home) for table in columns for values in zip(*table, strict=True)]
+def _rows(shard: Path, home: int, config: SplitConfig) -> Rows:
+    """What decides where the rows of a shard go; `home` is the split that they lie in, or NONE."""
+    columns = ["id", "group", "task", "label", "split"]
+    parts = [rows_of(table, home, config) for table in batches(shard, columns=columns)]
+    return Rows(*map(np.concatenate, zip(rows_of(EXAMPLE.empty_table(), home, config), *parts, strict=True)))
 
 
-def _divide(shard: Path, placed: Sequence[Placed], number: int, out: Path) -> Summary:
+def _divide(shard: Path, placed: np.ndarray, number: int, out: Path) -> Summary:
     """Write the rows of one shard to where they go."""
     begin = 0
     with Ledger(out, f"{number:05d}-") as ledger:
@@ -67,18 +65,17 @@ def _divide(shard: Path, placed: Sequence[Placed], number: int, out: Path) -> Su
             ledger.enter(by_source(table))
             mine = placed[begin : begin + table.num_rows]
             begin += table.num_rows
-            homeless = [row for row, answer in enumerate(mine) if answer.reason]
-            bad = table.take(pa.array(homeless, pa.int64())).to_pylist()
-            ledger.reject([rejection(row, *mine[at][1:]) for row, at in zip(bad, homeless, strict=True)])
-            for name in SPLITS:
-                ledger.keep(name, table.filter(pa.array([answer.split == name for answer in mine], pa.bool_())))
+            homeless = np.flatnonzero(mine >= len(SPLITS))
+            bad = zip(table.take(pa.array(homeless)).to_pylist(), mine[homeless].tolist(), strict=True)
+            ledger.reject([rejection(row, *rejection_of(answer, row["group"])) for row, answer in bad])
+            for split, name in enumerate(SPLITS):
+                ledger.keep(name, table.filter(pa.array(mine == split)))
     return ledger.summary()
 
 
-def _sizes(placed: Sequence[Placed], config: SplitConfig) -> dict[str, int]:
+def _sizes(placed: np.ndarray, config: SplitConfig) -> dict[str, int]:
     """The rows of each split; raises EmptySplitError where there are none."""
-    splits = [answer.split for answer in placed]
-    sizes = {name: splits.count(name) for name in SPLITS}
+    sizes = {name: int((placed == split).sum()) for split, name in enumerate(SPLITS)}
     if empty := [name for name in SPLITS if sizes[name] == 0]:
         raise EmptySplitError(
             f"split: no row of {len(placed)} went to {empty[0]} "
