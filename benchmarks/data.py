@@ -6,16 +6,18 @@ Two works, each by every system on the same rows, one process each:
 
 Prints one JSON object a line (`work`, `system`, `value`, `unit`, `ratio_to_ours`), then tables.  CPU seconds are user
 and system time with child processes, the median of --repeat runs; those with start-up hold the interpreter, the
-imports, the reading of the texts and, for ours, the loading of compiled code.  Recall is the share of the pairs with an
-exact Jaccard similarity of 0.8 or more, between a sample of rows and all rows, of which a row was removed; precision the
-share of the removed rows of the sample that are in such a pair.  A system that is not installed is named as not
-measured.
+imports, the reading of the texts and, for ours, the loading of compiled code.  Recall: of the pairs with an exact
+Jaccard similarity of 0.8 or more, between a sample of rows and all rows, the share of which a row was removed.
+Precision: of the removed rows of the sample, the share that is in such a pair.  A system that is not installed is named
+as not measured.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -92,7 +94,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--sample", type=int, default=5_000, help="rows for which all true pairs are computed")
     add("--folder", type=Path, help="where scratch files go")
     options = parser.parse_args(arguments)
-    options.python = dict(each.split("=", 1) for each in options.python)
+    options.python = dict(each.partition("=")[::2] for each in options.python)
+    for system, path in options.python.items():
+        if shutil.which(path) is None:
+            parser.error(f"--python {system}: no interpreter at {path!r}")
     return options
 
 
@@ -148,6 +153,8 @@ def _figures(runs: list[dict[str, Any]], count: int, truth: rows.Truth | None) -
     figures = {name: statistics.median(run[name] for run in runs) for name in ("work_cpu_s", "all_cpu_s", "peak_mib")}
     figures["rows_per_cpu_s"] = count / figures["work_cpu_s"]
     removed = runs[0]["removed"]
+    if removed is None:
+        return figures
     if truth is None:
         return figures | {"removed": removed}
     return figures | {"removed": len(removed)} | _quality(set(removed), truth)
@@ -183,7 +190,7 @@ def _print_table(title: str, measured: list[Measured]) -> None:
     shown = [name for name in UNITS if measured and name in measured[0].figures]
     print(f"\n{title}\n{'':24}" + "".join(f"{UNITS[name]:>20}" for name in shown) + f"{'× our CPU s':>13}")
     for system, version, figures in measured:
-        values = "".join(f"{figures[name]:>20,.{DECIMALS.get(name, 0)}f}" for name in shown)
+        values = "".join(f"{figures.get(name, math.nan):>20,.{DECIMALS.get(name, 0)}f}" for name in shown)
         ratio = figures["work_cpu_s"] / measured[0].figures["work_cpu_s"]
         print(f"{system + ' ' + version:24}{values}{ratio:>13.1f}")
     print(flush=True)

@@ -1,7 +1,7 @@
 """Rows to measure on: instruction-like English with planted near-duplicates, and which rows truly are near-duplicates.
 
 Lengths and word frequencies are those of Alpaca's 52,002 rows: an instruction of 60 characters, an input in two of five
-rows, an output of 270 on average and four times as much in the longest; ten words make a fifth of the text.
+rows, an output of 280 on average; ten words make a fifth of the text.  In one row of 60 there is something to repair.
 """
 
 import itertools
@@ -24,7 +24,7 @@ JACCARDS = (0.6, 0.7, 0.75, 0.8, 0.82, 0.85, 0.9, 0.95, 1.0)
 
 _COMMON = """the a to of and in is for that with it on as are be this by from an can or at was you your their not have
 has its which they one more will all use been if we there may also when make how other most such into than these some
-time each our but about people were them used many like what so two help between new first who world any way should his"""
+time each our but about people were them used many like what so two help between new first who world any way his"""
 _STEMS = """work plan paint water light garden market river mountain school letter number story machine window doctor
 farmer engine signal colour pattern village winter summer harbour bridge forest island teacher student travel record
 report measure answer question reason effect change design model system process data energy power market price cost
@@ -41,7 +41,7 @@ _PREFIXES = ("", "re", "un", "de", "up", "co", "in", "ex")
 _SUFFIXES = ("", "s", "ing", "ed", "er", "ly", "ful")
 _TASKS = """Write Explain Describe List Summarise Compare Rewrite Translate Classify Suggest Generate Create Find Give
 Name Identify Design Edit Calculate Discuss""".split()  # noqa: SIM905
-_FOREIGN = ("café", "naïve", "São Paulo", "20 °C", "“quoted”", "it’s", "a – b", "jalapeño")
+_FOREIGN = ("café", "naïve", "São Paulo", "20 °C", "“quoted”", "it’s", "a – b", "cafÃ©", "zero\u200bwidth")
 _WORD = re.compile(r"\w+")
 
 Row = dict[str, str]

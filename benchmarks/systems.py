@@ -1,12 +1,14 @@
 """One system at one work, in its own process and interpreter: python systems.py WORK SYSTEM ROWS FOLDER
 
 Leaves FOLDER/figures.json: `version`; `work_cpu_s` (from texts or file to result) and `all_cpu_s` (that and start-up),
-both with child processes; `peak_mib`; `removed` (near_duplicates: the numbers of the rows that go; data: how many go).
+both with child processes; `peak_mib`; `removed` (near_duplicates: the numbers of the rows that go; data: how many go),
+or null.
 The setting is the same for all: word 3-grams, threshold 0.8, 18 bands of 7 MinHashes, one process.
 """
 
 import importlib.metadata
 import json
+import platform
 import re
 import resource
 import sys
@@ -24,7 +26,7 @@ VALIDATION = TEST = 0.05
 
 FIGURES = "figures.json"
 
-Work = Callable[[], list[int] | int]
+Work = Callable[[], list[int] | int | None]
 
 
 def ours_near(path: Path, folder: Path) -> Work:
@@ -109,6 +111,17 @@ def datasketch(path: Path, folder: Path) -> Work:
         return removed
 
     return find
+
+
+def cutting(path: Path, folder: Path) -> Work:
+    """The n-grams that rensa and datasketch are given, and nothing else: that part of their cost is Python's."""
+    rows = _texts(path)
+
+    def cut() -> None:
+        for _ in _grams(rows):
+            pass
+
+    return cut
 
 
 def text_dedup(path: Path, folder: Path) -> Work:
@@ -249,6 +262,7 @@ SYSTEMS: dict[str, dict[str, tuple[str, Callable[[Path, Path], Work]]]] = {
         "rensa-matrix": ("rensa", rensa_matrix),
         "rensa-rho": ("rensa", rensa_rho),
         "datasketch": ("datasketch", datasketch),
+        "n-grams-only": ("", cutting),
         "text-dedup": ("text-dedup", text_dedup),
         "datatrove": ("datatrove", datatrove_near),
     },
@@ -339,7 +353,7 @@ def main(work: str, system: str, rows: str, folder: str) -> None:
     removed = run()
     ended = _cpu()
     figures = {
-        "version": importlib.metadata.version(package),
+        "version": importlib.metadata.version(package) if package else platform.python_version(),
         "work_cpu_s": ended - began,
         "all_cpu_s": ended,
         "peak_mib": _peak_mib(),

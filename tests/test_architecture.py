@@ -16,7 +16,7 @@ LAYERS = [
     {"base_model", "fingerprint", "held_out", "families", "exporters", "profile", "sampling", "contract"},
     {"near_pairs", "decontaminate", "duplicates", "placing", "leak"},
     {"stages", "training", "model_card", "run_record"},
-    {"plan", "report", "data_report", *STAGES},
+    {"plan", "report", "data_report", "funnel", *STAGES},
     {"check"},
 ]
 """A module may import from its own layer and from those above it in this list."""
@@ -27,7 +27,7 @@ LIGHT = [
     *(f"tasks/{name}.py" for name in ("config", "config_file", "plan", "stages", "store", "fingerprint", "base_model")),
     *(
         f"tasks/{name}.py"
-        for name in ("repairs", "templates", "run_record", "report", "data_report", "registry", "errors")
+        for name in ("repairs", "templates", "run_record", "report", "data_report", "funnel", "registry", "errors")
     ),
     *(f"tasks/filters/{path.name}" for path in sorted((ROOT / "tasks" / "filters").glob("*.py"))),
     "tasks/personal_data.py",

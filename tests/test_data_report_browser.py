@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from test_data_report import HOSTILE, hostile, record
 
-from tasks.data_report import STAGES, funnel, write_data_report
+from tasks.data_report import write_data_report
+from tasks.funnel import STAGES, funnel
 from tasks.run_record import RunFolder, RunRecord
 
 if TYPE_CHECKING:

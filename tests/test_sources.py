@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks.config import SourceConfig
+from tasks.config import HubDataset, SourceConfig
 from tasks.errors import SourceError
 from tasks.sources import digest, files, read_rows
 from tasks.sources.row import TEXT_CHARS, Row
@@ -110,6 +110,7 @@ def test_unicode_is_read_in_any_encoding_that_says_what_it_is(tmp_path, monkeypa
     mark = "\ufeff" if encoding in {"utf-16-le", "utf-16-be"} else ""
     rows = rows_of(written(tmp_path / f"a{ending}", (mark + AS_FILE[ending]).encode(encoding)))
     assert [row.value for row in rows] == [TEXTS, TEXTS]
+    assert [row.line for row in rows] == ([2, 3] if ending in {".csv", ".tsv"} else [1, 2])
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
@@ -162,6 +163,7 @@ LONG_JSON = {
     b'{"a": ' + b"7" * 5000 + b"}": "number_too_long",
     b'{"a": -0.' + b"7" * 5000 + b"}": "number_too_long",
     b'{"a": 1e' + b"7" * 5000 + b"}": "number_too_long",
+    b'{"' + b"k" * 5000 + b'": 1, "' + b"k" * 5000 + b'": 2}': "duplicate_key",
     b"[" * 100_000: "nested_too_deep",
     b'{"a": ' * 100_000: "nested_too_deep",
     b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}": "nested_too_deep",
@@ -202,9 +204,9 @@ def test_a_bad_item_of_an_array_has_its_reason_and_the_items_around_it_go_on(tmp
 
 @pytest.mark.parametrize("text", ["\\\\u0000 \\\\ud800", "\\ud83d\\ude00", "[{" * 80, '\\"[{', "\\\\", '\\\\\\"]'])
 @pytest.mark.parametrize("form", ["a.jsonl", "a.json"])
-@pytest.mark.parametrize("chunk_bytes", [1, 2, 7, 1000])
+@pytest.mark.parametrize("chunk_bytes", [2, 3, 5, 7, 1000])
 def test_what_only_looks_bad_is_read(tmp_path, monkeypatch, text, form, chunk_bytes):
-    monkeypatch.setattr("tasks.sources.stream.CHUNK_BYTES", max(2, chunk_bytes))
+    monkeypatch.setattr("tasks.sources.stream.CHUNK_BYTES", chunk_bytes)
     row = '{"a": "' + text + '", "b": [1, {"c": "]"}]}'
     data = row if form == "a.jsonl" else f"[{row}]"
     assert [row.value for row in rows_of(written(tmp_path / form, data.encode()))] == [json.loads(row)]
@@ -337,6 +339,11 @@ print(json.dumps([reasons, peak]))
 def test_line_ends_inside_a_quoted_field_stay_as_they_are(tmp_path):
     path = written(tmp_path / "a.csv", b'instruction,output\r\na,"b\r\nc\rd\ne"\r\n')
     assert [row.value["output"] for row in rows_of(path)] == ["b\r\nc\rd\ne"]
+
+
+def test_a_field_may_be_as_long_as_the_cap_allows(tmp_path):
+    path = written(tmp_path / "a.csv", b"a\n" + b"x" * 300_000 + b"\n")
+    assert [row.value for row in rows_of(path, 300_000)] == [{"a": "x" * 300_000}]
 
 
 @pytest.mark.parametrize(
@@ -561,7 +568,22 @@ def test_links_are_followed_and_no_folder_is_read_twice(folder, tmp_path):
     (folder / "linked.jsonl").symlink_to(tmp_path / "elsewhere" / "f.jsonl")
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     (folder / "b" / "loop").symlink_to(folder)
+    (folder / "notes").symlink_to(folder / "nowhere")
     assert names_of(folder) == ["a.jsonl", "b/c.csv.gz", "b/d/e.json", "linked.jsonl", "linked/f.jsonl"]
+
+
+def test_a_folder_that_may_not_be_listed_is_no_empty_one(folder, monkeypatch):
+    """The tests may run as root, who may list everything: the operating system's refusal is played."""
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(SourceError, match=re.escape(f"source {folder}: cannot be read: Permission denied")):
+        names_of(folder)
 
 
 @pytest.mark.parametrize(
@@ -700,3 +722,11 @@ for ask in (digest, files):
     refused = run_python(code, HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9")
     for run in (offline, refused):
         assert run.stdout.count("source owner/name on the Hugging Face Hub: cannot be read: ") == 2, run.stderr
+
+
+@pytest.mark.parametrize("revision", ["main", "1" * 40])
+def test_a_local_folder_is_not_taken_for_a_hub_dataset(tmp_path, monkeypatch, revision):
+    written(tmp_path / "owner" / "name" / "a.jsonl", LINE)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match="source owner/name: is also a local path"):
+        digest(SourceConfig(hub=HubDataset(dataset="owner/name", revision=revision)))

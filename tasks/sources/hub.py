@@ -1,5 +1,6 @@
 """Datasets on the Hugging Face Hub, streamed and never kept; no code of theirs is run."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ def read(hub: HubDataset, commit: str, max_row_bytes: int) -> Iterator[Row]:
 
 def _commit(hub: HubDataset) -> str:
     """The commit of the revision; one that is a whole commit already is not asked for."""
+    if os.path.exists(hub.dataset):  # `datasets` would read it in place of the Hub's
+        raise SourceError(f"source {hub.dataset}: is also a local path: give that as 'path', or run from elsewhere")
     if _COMMIT.fullmatch(hub.revision):
         return hub.revision
     from huggingface_hub import HfApi

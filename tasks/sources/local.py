@@ -13,13 +13,14 @@ from io import BufferedReader
 from pathlib import Path
 
 from tasks.errors import SourceError
+from tasks.sources.endings import ending_of
 from tasks.sources.place import fixed_parts, is_glob, is_hidden, redacted
 from tasks.sources.row import SourceFile
 from tasks.store import digest_file, digest_json
 
 
 def files(path: str) -> list[SourceFile]:
-    """The files of a source, of any ending; raises SourceError where there is nothing at that path."""
+    """The files of a source: a single one of any ending; raises SourceError where there is nothing at that path."""
     root = Path(path.removeprefix("file://")).expanduser()
     with _telling(path):
         if root.is_dir():
@@ -28,7 +29,7 @@ def files(path: str) -> list[SourceFile]:
             return [_file(root.name, root)]
         if is_glob(str(root)):
             return _matches(root)
-        raise SourceError(f"source {path}: there is no such file (looked for {root.absolute()})")
+        raise SourceError(redacted(f"source {path}: there is no such file (looked for {root.absolute()})"))
 
 
 def open_file(path: str, file: SourceFile) -> BufferedReader:
@@ -55,7 +56,7 @@ def _matches(pattern: Path) -> list[SourceFile]:
 
 
 def _files(folder: Path, places: Iterable[Path], *, hidden: bool = False) -> list[SourceFile]:
-    names = {place.relative_to(folder).as_posix(): place for place in places}
+    names = {place.relative_to(folder).as_posix(): place for place in places if ending_of(place.name)[0]}
     return [_file(name, place) for name, place in names.items() if hidden or not is_hidden(name)]
 
 

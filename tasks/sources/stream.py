@@ -5,6 +5,7 @@ import gzip
 import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from io import BufferedReader
 from typing import BinaryIO
 
@@ -46,16 +47,16 @@ def read_content(stored: BufferedReader, ending: str, compression: str) -> Itera
         raise Unreadable(f"its {COMPRESSIONS[compression]} data is damaged or ends early: {error}") from None
 
 
-def seekable(stored: BufferedReader, ending: str, compression: str) -> BinaryIO:
-    """A Parquet file to seek in: what is compressed is unpacked into a temporary file; the caller closes it."""
-    if compression:
-        unpacked = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-        unpacked.writelines(read_content(stored, ending, compression))
-        stored = unpacked
-        stored.seek(0)
-    _check_head(stored.read(16), "Parquet", ending)
-    stored.seek(0)
-    return stored
+@contextmanager
+def seekable(stored: BufferedReader, ending: str, compression: str) -> Iterator[BinaryIO]:
+    """A Parquet file to seek in: what is compressed is unpacked into a temporary file."""
+    with tempfile.TemporaryFile() if compression else nullcontext(stored) as content:
+        if compression:
+            content.writelines(read_content(stored, ending, compression))
+            content.seek(0)
+        _check_head(content.read(16), "Parquet", ending)
+        content.seek(0)
+        yield content
 
 
 def _check_head(head: bytes, expected: str, ending: str) -> None:
