@@ -178,6 +178,8 @@ def _checked(source: SourceConfig, shape: str, config: CollectConfig, read: Sequ
     summary = total(done.summary for _, done in read)
     if summary.rows_in == 0:
         raise SourceError(f"source {source.label}: has no rows")
+    if lost := summary.samples.get("truncated_array"):  # one row of the ledger stands for the rest of a file
+        raise SourceError(f"{lost[0]['place']}: the JSON array is broken: {lost[0]['detail']}")
     bad = summary.rows_in - summary.rows_kept
     if bad > config.max_reject_ratio * summary.rows_in:
         reasons = ", ".join(f"{reason} {rows}" for reason, rows in summary.rejected.items())

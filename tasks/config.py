@@ -21,7 +21,9 @@ Params = dict[str, bool | int | float | str | list[str]]
 class Section(BaseModel):
     """A config section: strict types, no unknown keys, never changed after it was read."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, validate_default=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
 
 
 class ModelConfig(Section):
@@ -110,6 +112,14 @@ class SourceConfig(Section):
         if bool(self.path) == (self.hub is not None):
             raise ValueError("a source has either a 'path' or a 'hub' dataset")
         return self
+
+    @field_validator("path")
+    @classmethod
+    def _has_no_secret(cls, path: str) -> str:
+        scheme, mark, rest = path.partition("://")
+        if mark and ("@" in rest.split("/", 1)[0] or (scheme.startswith("http") and "?" in rest)):
+            raise ValueError("holds a password or a token, which manifests would show: give it in the environment")
+        return path
 
     @property
     def label(self) -> str:

@@ -22,6 +22,7 @@ LAYERS = [
 """A module may import from its own layer and from those above it in this list."""
 
 HEAVY = {"torch", "transformers", "prefect", "evaluate", "datasets", "pandas", "pyarrow", "numpy", "numba", "fsspec"}
+HEAVY |= {"huggingface_hub", "ray"}
 LIGHT = [
     "flows/cli.py",
     *(f"tasks/{name}.py" for name in ("config", "config_file", "plan", "stages", "store", "fingerprint", "base_model")),
@@ -33,7 +34,7 @@ LIGHT = [
     "tasks/personal_data.py",
     "tasks/markup.py",
     "tasks/engine.py",
-    "tasks/sources/__init__.py",
+    *(f"tasks/sources/{name}.py" for name in ("__init__", "local", "place", "endings", "row", "hub")),
     "tasks/metrics/__init__.py",
 ]
 """What a fully cached run imports."""

@@ -94,7 +94,7 @@ def test_truth_is_the_exact_jaccard_similarity(rows):
 
 
 def test_an_interpreter_that_is_not_there_is_refused():
-    done = run("--python", "datatrove=/nowhere/python")
+    done = run("--near-rows", "--data-rows", "--python", "datatrove=/nowhere/python")
     assert done.returncode == 2
     assert "--python datatrove: no interpreter at '/nowhere/python'" in done.stderr
 

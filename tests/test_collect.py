@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import write_jsonl
 from hypothesis import given, settings
@@ -170,6 +172,31 @@ def test_any_bytes_are_refused_or_every_row_of_them_is_accounted_for(ending, dat
     if ending == "jsonl":
         lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
         assert places == [number for number, line in enumerate(lines, start=1) if line.strip()]
+
+
+def test_an_array_that_breaks_off_stops_the_run_however_few_rows_that_is(tmp_path):
+    text = json.dumps([GOOD] * 200)
+    (tmp_path / "cut.json").write_text(text[: len(text) // 2])
+    with pytest.raises(SourceError, match=r"cut\.json:101: the JSON array is broken"):
+        run(SourceConfig(path=str(tmp_path / "cut.json")))
+
+
+@pytest.mark.parametrize("path", ["s3://user:secret@bucket/a.jsonl", "https://host/a.jsonl?token=secret"])
+def test_a_path_with_a_secret_is_refused(path):
+    with pytest.raises(ValueError, match="give it in the environment") as refusal:
+        SourceConfig(path=path)
+    assert "secret" not in str(refusal.value)
+
+
+def test_nulls_that_only_arrow_put_there_are_not_learnt(tmp_path):
+    calls = [{"name": "f", "arguments": {"city": "Bern"}}, {"name": "f", "arguments": {"unit": "m"}}]
+    rows = [
+        {"messages": [{"role": "user", "content": "Do."}, {"role": "assistant", "tool_calls": [
+            {"type": "function", "function": call}]}]} for call in calls
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "calls.parquet")
+    _, examples, _ = run(SourceConfig(path=str(tmp_path / "calls.parquet")))
+    assert [json.loads(row["tool_calls"]) for row in examples] == [[call] for call in calls]
 
 
 def test_a_folder_keeps_the_place_of_every_row(tmp_path):

@@ -78,7 +78,16 @@ def _row(value: dict[str, Any], number: int) -> Row:
 def _values(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     """The rows as plain values; raises ValueError or OverflowError where a cell has none."""
     values = batch.to_pylist()
+    if nested := [field.name for field in batch.schema if pa.types.is_nested(field.type)]:
+        values = [row | {name: _given(row[name]) for name in nested} for row in values]
     return values if all(_is_json(field.type) for field in batch.schema) else [_plain(value) for value in values]
+
+
+def _given(value: Any) -> Any:
+    """A nested value without the nulls that Arrow puts where an object has no such field, but another row's has."""
+    if isinstance(value, dict):
+        return {key: _given(inner) for key, inner in value.items() if inner is not None}
+    return [_given(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _is_json(kind: pa.DataType) -> bool:
