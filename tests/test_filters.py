@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from tasks import personal_data
 from tasks.errors import ConfigError
 from tasks.filters import FILTERS
+from tasks.filters.language import identify
 from tasks.markup import MAYBE_MISREAD
 
-COLUMNS = ["system", "task", "instruction", "input", "output", "label", "tool_calls"]
+COLUMNS = ["system", "task", "instruction", "input", "output", "label", "tool_calls", "history"]
 GOOD = {"instruction": "Say it.", "output": "It."}
 CALL = '[{"name": "look_up", "arguments": {}}]'
 SENTENCE = "The committee met in the old town hall and spoke for hours about the new bridge over the river. "
@@ -407,7 +408,7 @@ NOT_PERSONAL = {
 
 @pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, texts in PERSONAL.items() for text in texts])
 def test_personal_data_is_named_by_column_and_kind_and_masked_whole(kind: str, text: str):
-    columns = ("system", "instruction", "input", "output", "tool_calls")
+    columns = ("system", "history", "instruction", "input", "output", "tool_calls")
     rows = [{column: f"Here: {text}, she wrote."} for column in columns]
     assert found("personal_data", *rows, kinds=[kind]) == [f"{column}: {kind}" for column in columns]
     assert found("personal_data", *rows) == found("personal_data", *rows, kinds=[kind])
@@ -488,3 +489,17 @@ def test_importing_the_filters_loads_no_library_that_only_their_work_needs():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"pandas", "pyarrow", "numpy", "ftfy", "tokenizers", "py3langid", "phonenumbers", "stdnum"}
     assert not heavy & set(run.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("the quick brown fox jumps over the lazy dog and runs away", "en"),
+        ("der schnelle braune fuchs springt über den faulen hund und läuft weg", "de"),
+        ("12 + 30 = 42", "(not told)"),
+        ("", "(not told)"),
+        ("Paris, London, Rome, Madrid, Vienna, Berlin, Warsaw, Prague", "(not told)"),
+    ],
+)
+def test_a_language_is_only_told_where_the_text_tells_it(text: str, told: str):
+    assert identify(text) == told

@@ -24,11 +24,16 @@ _BRACKETS = re.compile(r"\([^()]*\)|\[[^\[\]]*\]")
 _LATIN_END = "\u036f"
 
 
+UNTOLD = "(not told)"
+TELLING_CHARS = 40
+TELLING_CONFIDENCE = 0.95
+
+
 @FILTERS
 def language(
     examples: "pd.DataFrame",
     languages: list[str] = _ENGLISH,
-    min_chars: int = 40,
+    min_chars: int = TELLING_CHARS,
     min_confidence: float = 0.999,
 ) -> "pd.Series[str]":
     """The prompt or the output is, with at least `min_confidence` (0 to 1), in none of `languages` (ISO 639-1 codes).
@@ -59,8 +64,12 @@ def _other_language(text: str, wanted: set[str], min_chars: int, min_confidence:
 
 
 def identify(text: str) -> str:
-    """The most likely language of a text, as an ISO 639-1 code."""
-    return _identifier().classify(_telling(text))[0]
+    """The language of a text as an ISO 639-1 code, or UNTOLD where it is too short or too odd to tell."""
+    prose = _telling(text)
+    if _letters(prose) < TELLING_CHARS:
+        return UNTOLD
+    name, probability = _identifier().rank(prose)[0]
+    return name if probability >= TELLING_CONFIDENCE else UNTOLD
 
 
 def _telling(text: str) -> str:
