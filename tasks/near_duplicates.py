@@ -1,6 +1,6 @@
 """Near-duplicates: MinHash with banding finds the pairs that may be near, exact Jaccard similarity says which are.
 
-In order: `band_keys`, `candidates` of each band, `distinct`, `jaccard` of their shingles, `resolve` or `components`.
+In order: `band_keys`, `candidates` of each band, `distinct`, `jaccard` of their shingles, `resolve`.
 
 Two sets of n-grams have the same k-th MinHash with a probability equal to their Jaccard similarity j (Broder, "On the
 resemblance and containment of documents", 1997).  With the MinHashes in bands of r rows, two texts share all of at
@@ -143,13 +143,6 @@ def resolve(pairs: np.ndarray, rank: np.ndarray | None, rows: int) -> np.ndarray
     return result
 
 
-def components(pairs: np.ndarray, rows: int) -> np.ndarray:
-    """The cluster of each row, which is the lowest row that pairs connect it with: int64 [rows]."""
-    parent = np.arange(rows)
-    _components(np.ascontiguousarray(pairs, np.int64), parent)
-    return parent
-
-
 def _permutations() -> tuple[np.ndarray, np.ndarray]:
     """Multipliers, which are odd, and addends of the maps x -> a x + b mod 2^32 that stand for random orders."""
     state = np.arange(1, 2 * HASHES + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -204,18 +197,3 @@ def _resolve(edges, kept_for):
         later, earlier = edge // rows, edge % rows
         if kept_for[later] < 0 and kept_for[earlier] < 0:
             kept_for[later] = earlier
-
-
-@compiled
-def _components(pairs, parent):
-    """Union-find by Rem's algorithm: a parent is never above its row, and paths are shortened on the way."""
-    for pair in range(len(pairs)):
-        one, other = pairs[pair, 0], pairs[pair, 1]
-        while parent[one] != parent[other]:
-            if parent[one] < parent[other]:
-                one, other = other, one
-            above = parent[one]
-            parent[one] = parent[other]
-            one = other if above == one else above
-    for row in range(len(parent)):
-        parent[row] = parent[parent[row]]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tasks import near_duplicates, shingles
 from tasks.config import Similarity
-from tasks.near_duplicates import Bands, band_keys, bands_for, candidates, components, distinct, jaccard, resolve
+from tasks.near_duplicates import Bands, band_keys, bands_for, candidates, distinct, jaccard, resolve
 
 WILD = st.text(
     st.one_of(
@@ -305,7 +305,6 @@ def test_of_thousands_of_copies_one_stays():
         gone = resolve(pairs, order, 5001)
         assert np.flatnonzero(gone < 0).tolist() == [kept, 5000]
         assert set(gone[gone >= 0]) == {kept}
-    assert components(pairs, 5001).tolist() == [0] * 5000 + [5000]
 
 
 GRAPHS = st.integers(1, 14).flatmap(
@@ -333,17 +332,6 @@ def test_resolve_is_greedy_in_order_of_rank(graph):
     assert resolve(edges, np.array(rank), rows).tolist() == expected
     by_row = resolve(edges, None, rows)
     assert by_row.tolist() == resolve(edges, np.arange(rows), rows).tolist()
-
-
-@settings(deadline=None, max_examples=300, derandomize=True)
-@given(graph=GRAPHS)
-def test_components_are_what_pairs_connect(graph):
-    rows, pairs, _ = graph
-    cluster = list(range(rows))
-    for _ in range(rows):
-        for one, other in pairs:
-            cluster[one] = cluster[other] = min(cluster[one], cluster[other])
-    assert components(np.array(pairs, np.int64).reshape(-1, 2), rows).tolist() == cluster
 
 
 def test_pairs_are_all_near_and_hardly_one_is_missing():
