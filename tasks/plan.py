@@ -12,6 +12,9 @@ from tasks.stages import STAGES, Stage
 from tasks.store import ArtifactRef, ArtifactStore, Manifest, digest_file, digest_json
 
 
+SHOWN_DIFFERENCES = 8
+
+
 @dataclass(frozen=True)
 class Step:
     """What is known of one stage before it runs."""
@@ -136,7 +139,10 @@ def _why_not(stage: Stage, key: str, parts: dict[str, Any], store: ArtifactStore
         differences = _differences(_flatten(manifest.model_dump(include=set(parts))), flat)
         if nearest is None or len(differences) < len(nearest):
             nearest = differences
-    return "never ran" if nearest is None else "; ".join(nearest)
+    if nearest is None:
+        return "never ran"
+    more = len(nearest) - SHOWN_DIFFERENCES
+    return "; ".join(nearest[:SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

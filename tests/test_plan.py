@@ -254,3 +254,13 @@ def test_benchmarks_and_tokenizers_of_filters_count_by_their_content(raw, tmp_pa
     exam.unlink()
     with pytest.raises(SourceError, match="exam"):
         steps(raw, clean=section)
+
+
+def test_of_many_differences_the_first_are_told_and_the_others_counted(raw):
+    publish_all(raw)
+    other = {"template": "plain", "max_seq_length": 64, "packing": False}
+    assert "more" not in whys(raw, format=other)["format"]
+    many = {"learning_rate": 1e-3, "epochs": 1.0, "seed": 1, "warmup_ratio": 0.1, "weight_decay": 0.1, "max_steps": 3}
+    many |= {"lr_scheduler": "linear", "max_grad_norm": 2.0, "label_smoothing": 0.1, "precision": "fp32"}
+    why = whys(raw, fine_tune=many)["fine_tune"]
+    assert why.count("; ") == 8 and why.endswith("; and 2 more")
