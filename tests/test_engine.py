@@ -1,7 +1,6 @@
 """The engine: the same artifacts whatever works on the shards, and no worker outlives its parent."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -9,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from conftest import write_jsonl
+from shard_work import data_stages, fail, kill, which_process
 
 from tasks import engine
-from tasks.config import CleanConfig, CollectConfig, EngineConfig, SourceConfig, SplitConfig
+from tasks.config import EngineConfig
 from tasks.errors import AttuneError
-from tasks.store import digest_file
 
 LOCAL = EngineConfig(processes=2)
 
@@ -22,28 +21,6 @@ LOCAL = EngineConfig(processes=2)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes are started without waiting whether it is worth it."""
     monkeypatch.setattr(engine, "PATIENCE_SECONDS", 0.0)
-
-
-def data_stages(folder: Path, sources: Path, config: EngineConfig | None) -> dict[str, str]:
-    """Run collect, clean and split; digests of all files that they leave, by path."""
-    from tasks.clean import clean
-    from tasks.collect import collect
-    from tasks.split import split
-
-    read = CollectConfig(sources=[SourceConfig(path=str(sources / "*.jsonl"), name="all")], max_per_task=500)
-    inputs = {name: folder / name for name in ("collect", "clean")}
-
-    def run() -> None:
-        for function, section in ((collect, read), (clean, CleanConfig()), (split, SplitConfig(test=0.2))):
-            (folder / function.__name__).mkdir(parents=True)
-            function(section, inputs, folder / function.__name__)
-
-    if config is None:
-        run()
-    else:
-        with engine.using(config):
-            run()
-    return {str(path.relative_to(folder)): digest_file(path) for path in sorted(folder.rglob("*.parquet"))}
 
 
 @pytest.fixture
@@ -67,15 +44,6 @@ def test_processes_leave_the_same_bytes_as_one_process(tmp_path, sources):
     assert data_stages(tmp_path / "processes", sources, LOCAL) == here
 
 
-def which_process(number: int) -> tuple[int, int]:
-    time.sleep(0.2)
-    return number, os.getpid()
-
-
-def fail(number: int) -> None:
-    raise AttuneError(f"shard {number} is bad")
-
-
 def test_results_come_in_order_from_several_processes_and_one_shard_stays_here():
     with engine.using(LOCAL):
         found = engine.map_shards(which_process, [(number,) for number in range(6)], "test")
@@ -93,10 +61,6 @@ def test_little_work_starts_no_process(monkeypatch):
     assert here[:3] == [True] * 3 and not any(here[5:]), "the first ones here, the last ones elsewhere"
 
 
-def kill(number: int) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def test_a_worker_that_is_killed_is_told_plainly():
     with engine.using(LOCAL), pytest.raises(AttuneError, match=r"ended suddenly.*engine\.processes lower"):
         engine.map_shards(kill, [(0,), (1,)], "test")
@@ -111,11 +75,11 @@ def test_workers_die_with_their_parent(tmp_path):
     """SIGKILL of the parent alone leaves no process behind (PR_SET_PDEATHSIG)."""
     code = (
         "import os, sys, time; sys.path[:0] = sys.argv[1:3]\n"
-        "from tasks import engine; from tasks.config import EngineConfig; import test_engine\n"
+        "from tasks import engine; from tasks.config import EngineConfig; import shard_work\n"
         "if __name__ == '__main__':\n"
         "    with engine.using(EngineConfig(processes=2)):\n"
         "        engine.PATIENCE_SECONDS = 0\n"
-        "        found = engine.map_shards(test_engine.which_process, [(n,) for n in range(4)], 'test')\n"
+        "        found = engine.map_shards(shard_work.which_process, [(n,) for n in range(4)], 'test')\n"
         "        print(*sorted({process for _, process in found}), flush=True)\n"
         "        time.sleep(60)\n"
     )

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_engine import data_stages, sources, which_process
+from shard_work import data_stages, fail, which_node
+from test_engine import sources
 
 from tasks import engine
 from tasks.config import EngineConfig
@@ -68,17 +69,6 @@ def _wait_for_nodes(address: str, number: int, environment: dict[str, str]) -> N
 def test_two_nodes_leave_the_same_bytes_as_one_process(tmp_path, sources, cluster):
     here = data_stages(tmp_path / "here", sources, None)
     assert data_stages(tmp_path / "cluster", sources, cluster) == here
-
-
-def which_node(number: int) -> tuple[int, str]:
-    import ray
-
-    which_process(number)
-    return number, ray.get_runtime_context().get_node_id()
-
-
-def fail(number: int) -> None:
-    raise AttuneError(f"shard {number} is bad")
 
 
 def test_both_nodes_work_and_a_failure_keeps_its_words(cluster):

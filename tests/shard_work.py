@@ -1,0 +1,53 @@
+"""What the tests of the engine map over shards: importable by a worker process and by another node."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from tasks import engine
+from tasks.config import CleanConfig, CollectConfig, EngineConfig, SourceConfig, SplitConfig
+from tasks.errors import AttuneError
+from tasks.store import digest_file
+
+
+def data_stages(folder: Path, sources: Path, config: EngineConfig | None) -> dict[str, str]:
+    """Run collect, clean and split; digests of all files that they leave, by path."""
+    from tasks.clean import clean
+    from tasks.collect import collect
+    from tasks.split import split
+
+    read = CollectConfig(sources=[SourceConfig(path=str(sources / "*.jsonl"), name="all")], max_per_task=500)
+    inputs = {name: folder / name for name in ("collect", "clean")}
+
+    def run() -> None:
+        for function, section in ((collect, read), (clean, CleanConfig()), (split, SplitConfig(test=0.2))):
+            (folder / function.__name__).mkdir(parents=True)
+            function(section, inputs, folder / function.__name__)
+
+    if config is None:
+        run()
+    else:
+        with engine.using(config):
+            run()
+    return {str(path.relative_to(folder)): digest_file(path) for path in sorted(folder.rglob("*.parquet"))}
+
+
+def which_process(number: int) -> tuple[int, int]:
+    time.sleep(0.2)
+    return number, os.getpid()
+
+
+def kill(number: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail(number: int) -> None:
+    raise AttuneError(f"shard {number} is bad")
+
+
+def which_node(number: int) -> tuple[int, str]:
+    import ray
+
+    time.sleep(0.2)
+    return number, ray.get_runtime_context().get_node_id()
