@@ -1,4 +1,4 @@
-.PHONY: help setup pipeline base-model quickstart-data test test-slow lint check
+.PHONY: bench-data help setup pipeline base-model quickstart-data test test-slow lint check
 PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/quickstart.yaml
@@ -32,6 +32,10 @@ test: setup  ## every essential test
 
 test-slow: .venv/.installed-slow  ## the tests that take minutes: a browser, S3, a Ray cluster, killed runs
 	@$(BIN)/pytest -m slow
+
+bench-data: setup  ## the data stages beside other libraries: make bench-data PEERS='--python datatrove=PATH'
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	@$(BIN)/python benchmarks/data.py $(PEERS)
 
 lint: setup  ## ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

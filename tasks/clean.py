@@ -24,7 +24,7 @@ from tasks.ledger import shards as shards_of
 from tasks.profile import Profile, add_profile, merged
 from tasks.repairs import REPAIRS
 from tasks.schema import EXAMPLE, PLACE, REPAIRED
-from tasks.texts import turns_of
+from tasks.texts import has_turns, turns_of
 
 _TEXTS = ("system", "instruction", "input", "output")
 _TURNS = ("history", "tool_turns")
@@ -86,17 +86,19 @@ def first_failed(table: pa.Table, filters: list[FilterConfig]) -> tuple[pd.Serie
 
 def repair(table: pa.Table, repairs: list[RepairConfig]) -> tuple[pa.Table, list[dict[str, Any]]]:
     """The table with every text repaired, and what was changed (columns REPAIRED)."""
+    functions = {chosen.name: partial(REPAIRS[chosen.name], **chosen.params) for chosen in repairs}
     changes = []
-    for chosen in repairs:
-        function = partial(REPAIRS[chosen.name], **chosen.params)
-        for name in (*_TEXTS, *_TURNS):
-            before = table[name].to_pylist()
-            after = [_repaired(value, function) for value in before]
-            rows = [row for row, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
-            if rows:
-                at = table.schema.get_field_index(name)
-                table = table.set_column(at, name, pa.array(after, EXAMPLE.field(name).type))
-                changes += [(row, chosen.name, name, before[row], after[row]) for row in rows]
+    for column in (*_TEXTS, *(name for name in _TURNS if has_turns(table[name]))):
+        values = original = table[column].to_pylist()
+        for name, function in functions.items():
+            fixed = [_repaired(value, function) if value else value for value in values]
+            if fixed != values:
+                pairs = enumerate(zip(values, fixed, strict=True))
+                changes += [(row, name, column, old, new) for row, (old, new) in pairs if old != new]
+                values = fixed
+        if values is not original:
+            at = table.schema.get_field_index(column)
+            table = table.set_column(at, column, pa.array(values, EXAMPLE.field(column).type))
     return table, _placed(changes, table)
 
 

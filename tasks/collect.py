@@ -17,12 +17,13 @@ from tasks.engine import map_shards
 from tasks.errors import SourceError
 from tasks.ledger import ROW_CHARS, Ledger, Summary, batches, rejection, total
 from tasks.progress import progress
-from tasks.schema import EXAMPLE
+from tasks.schema import EXAMPLE, PLACE
 from tasks.sources import SourceFile, files, read_rows
 from tasks.sources.row import Row
 from tasks.texts import CONTENT, PROMPT, hashes
 
 BATCH_ROWS = 5_000
+_BLANK = dict.fromkeys(EXAMPLE.names, "") | {"history": [], "tool_turns": []}
 PART_BYTES = 64_000_000
 """Files of a source are read together until they are so large; each such part is one piece of work."""
 
@@ -104,17 +105,21 @@ def examples(
 ) -> tuple[pa.Table, list[dict[str, Any]]]:
     """The rows that became examples (columns EXAMPLE), and the ledger's lines for those that did not."""
     to_fields = formats.mapped(source.fields) if source.fields is not None else formats.SHAPES[shape]
+    own = {"source": source.label, "split": "" if source.split == "auto" else source.split}
+    task = source.task or source.label
     kept, rejected = [], []
     for file, row in rows:
-        where = {"source": source.label, "file": file, "line": row.line}
+        where = own | {"file": file, "line": row.line}
         reason, detail = row.reason, row.detail
         if row.value is not None:
             try:
-                kept.append(_example(source, where, to_fields(row.value)))
+                fields = _BLANK | to_fields(row.value) | where
+                kept.append(fields if fields["task"] else fields | {"task": task})
                 continue
             except formats.BadRow as bad:
                 reason, detail = bad.reason, bad.detail
-        rejected.append(where | {"id": "", "reason": reason, "detail": detail, "row": row.shown[:ROW_CHARS]})
+        why = {"id": "", "reason": reason, "detail": detail, "row": row.shown[:ROW_CHARS]}
+        rejected.append({name: where[name] for name in PLACE} | why)
     return _identified(pa.Table.from_pylist(kept, schema=EXAMPLE)), rejected
 
 
@@ -146,21 +151,10 @@ def _collect_part(part: Part, shape: str, config: CollectConfig, number: int, fo
 
 
 def _note_columns(columns: Columns, rows: Iterable[tuple[str, Row]]) -> None:
-    for _, row in rows:
-        for name, value in (row.value or {}).items():
-            if value is not None:
-                columns[name].add(formats.kind(value))
-            elif name not in columns:
-                columns[name] = set()
-
-
-def _example(source: SourceConfig, where: Fields, fields: Fields) -> Fields:
-    """The columns of EXAMPLE but for `id`, and for `group` where the row names none."""
-    blank = dict.fromkeys(EXAMPLE.names, "") | {"history": [], "tool_turns": []}
-    return blank | fields | where | {
-        "task": fields.get("task") or source.task or source.label,
-        "split": "" if source.split == "auto" else source.split,
-    }  # fmt: skip
+    """Add the fields of rows, each with the kinds of its values; null is none."""
+    found = {(name, type(value)): value for _, row in rows for name, value in (row.value or {}).items()}
+    for (name, _), value in found.items():
+        columns[name] |= set() if value is None else {formats.kind(value)}
 
 
 def _identified(table: pa.Table) -> pa.Table:

@@ -224,7 +224,7 @@ def _lengths(record: RunRecord) -> Markup:
 
 
 def _kinds(record: RunRecord) -> Markup:
-    note = _NOTE.format("Of the answers in a sample of about one row in 20.")
+    note = _NOTE.format("Of the answers in a sample of about one row in 50.")
     halves = {
         "Tasks": _changes("task", by_name(record, "tasks")),
         "Languages": _changes("language", by_name(record, "languages")) + note,

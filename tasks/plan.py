@@ -11,7 +11,6 @@ from tasks.errors import ConfigError
 from tasks.stages import STAGES, Stage
 from tasks.store import ArtifactRef, ArtifactStore, Manifest, digest_file, digest_json
 
-
 SHOWN_DIFFERENCES = 8
 
 

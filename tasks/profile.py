@@ -13,7 +13,7 @@ Profile = dict[str, Counter[str]]
 """`tasks`, `languages`, `prompt_chars` and `answer_chars`: how many rows of each; a length by the power of two that it
 stays below."""
 
-LANGUAGE_SAMPLE = 20
+LANGUAGE_SAMPLE = 50
 """One row in so many is asked for its language, by its content, since asking costs more than all filters together."""
 
 TASKS = 30

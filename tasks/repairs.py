@@ -61,6 +61,8 @@ def fix_text(text: str) -> str:
 @REPAIRS
 def normalise_newlines(text: str) -> str:
     """Every end of a line becomes a line feed: carriage returns, and the line and paragraph separators of Unicode."""
+    if text.isascii() and "\r" not in text:
+        return text
     return _OTHER_NEWLINE.sub("\n", text)
 
 
@@ -79,7 +81,7 @@ def remove_invisible(text: str) -> str:
     Joiners stay in emoji and in scripts that are spelt with them, such as Persian and Hindi; a zero-width space stays
     where it ends a word of Thai or Khmer.
     """
-    if not _ANY_INVISIBLE.search(text):
+    if text.isascii() or not _ANY_INVISIBLE.search(text):
         return text
     return _JOINER.sub("", _INVISIBLE.sub("", text))
 

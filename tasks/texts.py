@@ -33,6 +33,11 @@ def turns_of(table: pa.Table) -> pa.Array:
     return _joined([_flat(table[name]) for name in ("history", "tool_turns")], "")
 
 
+def has_turns(column: pa.ChunkedArray) -> bool:
+    """Whether any row of a column of turns has one."""
+    return bool(pc.any(pc.greater(pc.list_value_length(column), 0)).as_py())
+
+
 def hashes(table: pa.Table, columns: Sequence[str], *, normalise: bool, fold: bool = False) -> list[bytes]:
     """16 bytes for each row: equal where `columns` are equal.
 
@@ -52,11 +57,20 @@ def normal(text: str) -> str:
 def _flat(column: pa.ChunkedArray, change: Callable[[str], str] = str) -> pa.Array:
     """A column of texts, changed; a column of turns as JSON with their contents changed, "" where there are none."""
     if not pa.types.is_list(column.type):
-        return column.combine_chunks() if change is str else pa.array(map(change, column.to_pylist()), pa.string())
-    if not pc.any(pc.greater(pc.list_value_length(column), 0)).as_py():
+        return _changed(column.combine_chunks(), change)
+    if not has_turns(column):
         return pa.array([""] * len(column), pa.string())
     rows = [[turn | {"content": change(turn["content"])} for turn in turns] for turns in column.to_pylist()]
     return pa.array([json.dumps(turns, ensure_ascii=False) if turns else "" for turns in rows], pa.string())
+
+
+def _changed(texts: pa.Array, change: Callable[[str], str]) -> pa.Array:
+    """Texts, changed; those of plain words and single spaces, which no change here alters, are not looked at."""
+    if change is str:
+        return texts
+    odd = pc.match_substring_regex(texts, r"[^\x20-\x7e]|^ |  | $")
+    changed = pa.array([change(text) for text in texts.filter(odd).to_pylist()], texts.type)
+    return pc.replace_with_mask(texts, odd, changed)
 
 
 def _joined(texts: Sequence[pa.Array], between: str) -> pa.Array:

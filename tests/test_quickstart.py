@@ -46,5 +46,12 @@ def test_base_cannot_follow_instructions_and_tuned_answers_what_tuning_never_sho
 def test_the_dirt_of_the_raw_data_is_found_and_told(record):
     rejected = {stage.stage: stage.rejected for stage in record.stages}
     assert set(rejected["collect"]) == {"invalid_json", "not_an_object"}
-    assert set(rejected["clean"]) == {"broken_text", "duplicate_of", "empty", "too_long"}
-    assert not rejected["split"] and not rejected["format"]
+    assert set(rejected["clean"]) == {"broken_text", "duplicate_of", "empty", "near_duplicate_of", "too_long"}
+    assert set(rejected["split"]) == {"joins_two_splits", "near_duplicate_in_test"} and not rejected["format"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1600)
+def test_nothing_of_the_test_files_stands_in_train(record):
+    leak = next(stage.figures["leak"] for stage in record.stages if stage.stage == "split")
+    assert leak["test"]["rows"] == 844 and leak["test"]["ratio"] == leak["validation"]["ratio"] == 0

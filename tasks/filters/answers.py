@@ -174,6 +174,8 @@ def _open_code(answer: str) -> bool:
 
 def _dangling(answer: str) -> str:
     """The last words, where they ask for more; a line of a few words is a list or the end of a letter."""
-    last = answer[answer.rfind("\n") + 1 :]
+    last = answer[answer.rfind("\n") + 1 :].rstrip()
+    if last.endswith((".", "!", "?", ":")):
+        return ""
     words = last.split()
     return quote(" ".join(words[-5:])) if len(words) > 5 and _DANGLING.search(last) else ""
