@@ -86,11 +86,11 @@ def first_failed(table: pa.Table, filters: list[FilterConfig]) -> tuple[pd.Serie
 
 def repair(table: pa.Table, repairs: list[RepairConfig]) -> tuple[pa.Table, list[dict[str, Any]]]:
     """The table with every text repaired, and what was changed (columns REPAIRED)."""
-    functions = {chosen.name: partial(REPAIRS[chosen.name], **chosen.params) for chosen in repairs}
+    functions = [(chosen.name, partial(REPAIRS[chosen.name], **chosen.params)) for chosen in repairs]
     changes = []
     for column in (*_TEXTS, *(name for name in _TURNS if has_turns(table[name]))):
         values = original = table[column].to_pylist()
-        for name, function in functions.items():
+        for name, function in functions:
             fixed = [_repaired(value, function) if value else value for value in values]
             if fixed != values:
                 pairs = enumerate(zip(values, fixed, strict=True))

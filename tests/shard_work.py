@@ -46,8 +46,13 @@ def fail(number: int) -> None:
     raise AttuneError(f"shard {number} is bad")
 
 
-def which_node(number: int) -> tuple[int, str]:
+def which_node(number: int, folder: Path) -> tuple[int, str]:
+    """The node that works on this shard, once another node works on one as well."""
     import ray
 
-    time.sleep(0.2)
-    return number, ray.get_runtime_context().get_node_id()
+    node = ray.get_runtime_context().get_node_id()
+    (folder / node).touch()
+    deadline = time.monotonic() + 60
+    while len(list(folder.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return number, node

@@ -1,6 +1,7 @@
 """Collect: every row becomes an example or has a reason, and nothing is guessed."""
 
 import json
+import random
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -267,3 +268,42 @@ def test_caps_come_before_weights_and_held_out_sources_are_left_alone(source):
     assert Counter(row["source"] for row in examples) == {
         "learnt.jsonl": 15, "other.jsonl": 30, "held_out.jsonl": 100,
     }  # fmt: skip
+
+
+def damaged(rng: random.Random) -> bytes:
+    """One malformed line: a good row with an accident, or what looks like a row."""
+    good = json.dumps(GOOD | {"input": "é" * rng.randrange(4)}, ensure_ascii=False).encode()
+    at = rng.randrange(1, len(good))
+    accidents = [
+        good[:at],
+        good[:at] + good[at + 1 :],
+        good[:at] + bytes([good[at] ^ (1 << rng.randrange(8))]) + good[at + 1 :],
+        good[:at] + rng.randbytes(rng.randrange(1, 4)) + good[at:],
+        good[:-1] + b', "output": "again"}',
+        good[:-1] + b', "n": ' + rng.choice([b"NaN", b"-Infinity", b"1e999", b"9" * 5000]) + b"}",
+        good[:-1] + b', "n": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        good.replace(b"Say", rng.choice([b"\\ud800", b"\\u0000", b"\x00", b"\xff\xfe", b"\xed\xa0\x80"])),
+        json.dumps(GOOD | {rng.choice(["instruction", "output"]): rng.choice([None, 1, True, [], {}])}).encode(),
+        rng.choice([b"null", b"[]", b"3", b'"text"', b"{}", b"{", b"\xef\xbb\xbf{}", b"=" * 2000]),
+    ]
+    return rng.choice(accidents).replace(b"\n", b" ").replace(b"\r", b" ")
+
+
+def test_of_ten_thousand_malformed_rows_every_one_is_accounted_for_and_no_good_one_is_lost(tmp_path):
+    rng = random.Random(0)  # noqa: S311
+    good = json.dumps(GOOD).encode()
+    (tmp_path / "in").mkdir()
+    expected = []
+    for number in range(30):
+        lines = [line for _ in range(550) for line in (damaged(rng), good)]
+        (tmp_path / "in" / f"{number:02d}.jsonl").write_bytes(b"\n".join(lines))
+        expected += [(f"{number:02d}.jsonl", at) for at, line in enumerate(lines, start=1) if line.strip()]
+    source = SourceConfig(path=str(tmp_path / "in"), format="alpaca")
+    summary, examples, rejected = run(source, max_reject_ratio=1.0, max_row_bytes=20_000)
+    places = [(row["file"], row["line"]) for row in [*examples, *rejected]]
+    assert sorted(places) == expected and summary.rows_in == len(expected)
+    survivors = [row for row in examples if row["line"] % 2 == 0]
+    assert len(survivors) == 16_500 and {(row["instruction"], row["output"]) for row in survivors} == {
+        ("Say it.", "It.")
+    }
+    assert len(rejected) > 10_000 and len(summary.rejected) >= 12

@@ -71,9 +71,9 @@ def test_two_nodes_leave_the_same_bytes_as_one_process(tmp_path, sources, cluste
     assert data_stages(tmp_path / "cluster", sources, cluster) == here
 
 
-def test_both_nodes_work_and_a_failure_keeps_its_words(cluster):
+def test_both_nodes_work_and_a_failure_keeps_its_words(cluster, tmp_path):
     with engine.using(cluster):
-        found = engine.map_shards(which_node, [(number,) for number in range(8)], "test")
+        found = engine.map_shards(which_node, [(number, tmp_path) for number in range(8)], "test")
         assert [number for number, _ in found] == list(range(8))
         assert len({node for _, node in found}) == 2
         with pytest.raises(AttuneError, match="shard 1 is bad"):
