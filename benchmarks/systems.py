@@ -43,8 +43,9 @@ def ours_near(path: Path, folder: Path) -> Work:
     def find(rows: list[str]) -> list[int]:
         column = pa.array(rows, pa.large_string())
         pairs = distinct((candidates(keys) for keys in band_keys(column, similarity)), len(rows))
-        held, at = np.unique(pairs, return_inverse=True)
-        similar = jaccard(at.reshape(-1, 2), shingles(column.take(pa.array(held)), similarity))
+        held = np.sort(pairs, axis=None)
+        held = held[np.flatnonzero(np.diff(held, prepend=-1))]
+        similar = jaccard(np.searchsorted(held, pairs), shingles(column.take(pa.array(held)), similarity))
         return np.flatnonzero(resolve(pairs[similar >= THRESHOLD], None, len(rows)) >= 0).tolist()
 
     rows = _texts(path)

@@ -6,12 +6,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tasks import ledger
 from tasks.clean import clean
 from tasks.config import CleanConfig, FilterConfig
+from tasks.duplicates import equal_rows
 from tasks.ledger import Summary, read
 from tasks.schema import EXAMPLE
 
@@ -195,3 +198,135 @@ def test_the_profile_counts_every_row_before_and_after(tmp_path):
         assert sum(before[name].values()) == 199 and sum(after[name].values()) == len(kept) == 99
     assert before["answer_chars"] == {"2": 1, "4": 2, "8": 4, "16": 8, "32": 16, "64": 32, "128": 64, "256": 72}
     assert "(other)" in before["tasks"]
+
+
+def test_a_row_that_is_gone_takes_no_other_row_with_it(tmp_path):
+    """Each test looks only at the rows that the tests before it left."""
+    kept = run(tmp_path, doubles("a", "a", "b"), duplicates="drop_all", conflicts="keep_first", **ALONE)[1]
+    assert [row["line"] for row in kept] == [3]
+    rows = [*doubles("yes", LONG), example(3, instruction="Please say it.", output=LONG)]
+    kept = run(tmp_path, rows, conflicts="keep_first")[1]
+    assert [row["line"] for row in kept] == [1, 3]
+
+
+def test_the_first_reason_of_a_row_stands(tmp_path):
+    rejected = run(tmp_path, doubles("a", "b", "b"), conflicts="keep_first", **ALONE)[2]
+    assert {row["line"]: (row["reason"], row["detail"]) for row in rejected} == {
+        2: ("conflicts_with", "s:1"), 3: ("duplicate_of", "s:2"),
+    }  # fmt: skip
+
+
+def test_prompts_that_differ_in_spaces_contradict_each_other_and_prompts_that_differ_in_a_column_do_not(tmp_path):
+    rows = [example(1, instruction="Say it.", output="a"), example(2, instruction=" Say  it. ", output="b")]
+    other = {"system": "x", "history": TURNS, "input": "x", "tool_turns": TURNS, "tools": "x"}
+    rows += [
+        example(line, instruction="Say it.", output=f"c{line}", **{column: value})
+        for line, (column, value) in enumerate(other.items(), start=3)
+    ]
+    summary, kept, _ = run(tmp_path, rows, conflicts="keep_first", **ALONE)
+    assert [row["line"] for row in kept] == [1, 3, 4, 5, 6, 7]
+    assert summary.figures["conflicts"] == 1
+
+
+def test_what_is_found_equal_is_told_whatever_the_policy_does(tmp_path):
+    for policy in ("keep_first", "keep_longest", "drop_all", "keep_all"):
+        assert run(tmp_path, doubles("a", "a", "a", "b"), duplicates=policy, **ALONE)[0].figures["duplicates"] == 2
+
+
+def test_rows_are_equal_when_both_halves_of_their_hash_are():
+    halves = np.array([[1, 1], [1, 2], [2, 1], [1, 1], [2, 1]], np.uint64)
+    assert equal_rows(halves, np.arange(5), np.ones(5, bool)).tolist() == [-1, -1, -1, 0, 2]
+    assert equal_rows(halves, np.arange(5)[::-1], np.arange(5) != 4).tolist() == [3, -1, -1, -1, -1]
+
+
+def test_copies_of_a_near_duplicate_share_its_fate_and_name_the_row_that_stays(tmp_path):
+    rows = doubles(LONG, f"{LONG} more", f"{LONG} more")
+    _, kept, rejected = run(tmp_path, rows, duplicates="keep_all")
+    assert [row["line"] for row in kept] == [1]
+    assert [(row["line"], row["detail"].split()[0]) for row in rejected] == [(2, "s:1"), (3, "s:1")]
+
+
+@pytest.mark.parametrize("test", ["duplicates", "conflicts", "near_duplicates"])
+def test_of_equally_long_answers_the_first_stays(tmp_path, test):
+    outputs = {"duplicates": ["aa", "aa"], "conflicts": ["aa", "bb"], "near_duplicates": [f"{LONG} x", f"{LONG} y"]}
+    policy = {"policy": "keep_longest"} if test == "near_duplicates" else "keep_longest"
+    kept = run(tmp_path, doubles(*outputs[test]), **({} if test == "near_duplicates" else ALONE) | {test: policy})[1]
+    assert [row["line"] for row in kept] == [1]
+
+
+def test_the_largest_clusters_are_shown_with_the_rows_that_stand_for_them(tmp_path):
+    texts = {name: " ".join(f"{name}{number}" for number in range(60)) for name in "abcdefghijkl"}
+    sizes = {name: 2 + (name == "c") + 2 * (name == "l") for name in texts}
+    rows = []
+    for name, text in texts.items():
+        for number in range(sizes[name]):
+            rows.append(example(len(rows) + 1, instruction="Say it.", output=f"{text} {number}"))
+    figures = run(tmp_path, rows[:9], rows[9:])[0].figures
+    first = {name: next(row["line"] for row in rows if row["output"].startswith(f"{name}0 ")) for name in texts}
+    assert [(each["rows"], each["place"]) for each in figures["clusters"]] == [
+        (sizes[name], f"s:{first[name]}") for name in "lcabdefghi"
+    ]
+    assert figures["clusters"][0]["text"].split()[:4] == ["Say", "it.", "l0", "l1"]
+    assert figures["near_duplicates"] == sum(sizes.values()) - len(texts)
+
+
+@pytest.mark.parametrize("column", ["history", "tool_turns"])
+def test_turns_are_repaired_and_filtered_like_other_texts(tmp_path, column):
+    turns = [TURNS[0] | {"content": "zero\u200bwidth"}, TURNS[1]]
+    told = [TURNS[0] | {"content": "Write to ann.miller@gmail.com."}]
+    rows = [
+        example(1, **GOOD),
+        example(2, instruction="Say this.", output="This.", **{column: turns}),
+        example(3, instruction="Write.", output="Done.", **{column: told}),
+    ]
+    fixed = [turns[0] | {"content": "zerowidth"}, TURNS[1]]
+    summary, kept, rejected = run(tmp_path, rows, filters=[FilterConfig(name="personal_data")], **ALONE)
+    assert [(row["line"], row[column]) for row in kept] == [(1, []), (2, fixed)]
+    assert [(row["line"], row["reason"]) for row in rejected] == [(3, "personal_data")]
+    [shown] = read(tmp_path / "out" / "repaired").to_pylist()
+    assert (shown["line"], shown["id"], shown["column"]) == (2, f"{2:016x}", column)
+    assert json.loads(shown["before"]) == turns and summary.figures["repaired"] == {"remove_invisible": 1}
+
+
+def test_all_repairs_are_counted_and_the_first_of_each_shard_are_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.clean.REPAIRED_SAMPLES", 2)
+    texts = [f"soft\u200b {number}" if number % 2 else f"plain {number}" for number in range(12)]
+    rows = [example(line, instruction="Say it.", output=text) for line, text in enumerate(texts)]
+    summary = run(tmp_path, rows[:8], rows[8:], **ALONE)[0]
+    assert summary.figures["repaired"] == {"remove_invisible": 6}
+    assert [row["line"] for row in read(tmp_path / "out" / "repaired").to_pylist()] == [1, 3, 9, 11]
+
+
+def test_the_profile_after_holds_only_rows_that_stay(tmp_path):
+    rows = [*doubles("a", "a", "b", task="t"), example(4, instruction="", output="c", task="t")]
+    figures = run(tmp_path, rows, conflicts="keep_first", filters=[FilterConfig(name="empty")], **ALONE)[0].figures
+    assert (figures["before"]["tasks"], figures["after"]["tasks"]) == ({"t": 4}, {"t": 1})
+
+
+def test_rows_read_in_small_batches_go_where_they_went_before(tmp_path, monkeypatch):
+    rows = [
+        example(line, instruction=f"Say {line % 40}.", output=f"It is {line % 60}." if line % 11 else "")
+        for line in range(1, 200)
+    ]
+    chosen = {"conflicts": "keep_first", "filters": [FilterConfig(name="empty")]} | ALONE
+    whole = run(tmp_path, rows[:90], rows[90:], **chosen)
+    monkeypatch.setitem(ledger.batches.__kwdefaults__, "rows", 7)
+    assert run(tmp_path, rows[:90], rows[90:], **chosen) == whole
+    assert set(whole[0].rejected) == {"empty", "duplicate_of", "conflicts_with"}
+
+
+def test_the_profile_adds_shards_up_and_counts_characters_of_the_whole_prompt(tmp_path):
+    def rows(first: int, tasks: str, output: str) -> Rows:
+        return [
+            example(line, instruction=f"a{line}", input="cdef", output=output, task=task)
+            for line, task in enumerate(tasks, start=first)
+        ]
+
+    texts = {"ä" * 3: rows(1, "ab", "ä" * 3), "x" * 9: rows(3, "bbca", "x" * 9), "y": rows(7, "a", "y")}
+    unasked = [row | {"id": f"0001{row['id'][4:]}"} for row in texts["y"]]
+    figures = run(tmp_path, texts["ä" * 3], texts["x" * 9], unasked, filters=[], repairs=[], **ALONE)[0].figures
+    assert figures["before"] == figures["after"]
+    assert list(figures["after"]["tasks"].items()) == [("a", 3), ("b", 3), ("c", 1)]
+    assert figures["after"]["prompt_chars"] == {"8": 7}
+    assert list(figures["after"]["answer_chars"].items()) == [("2", 1), ("4", 2), ("16", 4)]
+    assert sum(figures["after"]["languages"].values()) == 6, "a sample by id: one row is not asked"

@@ -307,3 +307,25 @@ def test_of_ten_thousand_malformed_rows_every_one_is_accounted_for_and_no_good_o
         ("Say it.", "It.")
     }
     assert len(rejected) > 10_000 and len(summary.rejected) >= 12
+
+
+def test_rows_that_a_source_binds_to_train_are_in_the_mix(source):
+    bound = source([MIX | {"input": f"b{n}", "task": "t"} for n in range(100)], "bound", weight=1.0, split="train")
+    free = source([MIX | {"input": f"f{n}", "task": "u"} for n in range(100)], "free", weight=4.0)
+    _, examples, _ = run(bound, free, max_per_task=80)
+    assert Counter(row["source"] for row in examples) == {"bound.jsonl": 20, "free.jsonl": 80}
+
+
+def test_rows_on_the_same_line_of_two_sources_are_chosen_apart(source):
+    rows = [[MIX | {"input": f"{name}{n}", "task": "t"} for n in range(100)] for name in "ab"]
+    _, examples, _ = run(source(rows[0], "a"), source(rows[1], "b"), max_per_task=51)
+    assert len(examples) == 51
+    lines = {name: {row["line"] for row in examples if row["source"] == f"{name}.jsonl"} for name in "ab"}
+    assert lines["a"] != lines["b"]
+
+
+def test_bad_rows_of_a_source_that_is_sampled_stay_in_the_ledger(source):
+    rows = [MIX | {"input": str(n)} for n in range(40)]
+    summary, examples, _ = run(source([*rows, "{broken"], name="s"), max_per_task=10)
+    assert summary.rejected == {"invalid_json": 1, "over_max_per_task": 30} and len(examples) == 10
+    assert summary.funnel == {"s": {"rows_in": 41, "invalid_json": 1, "over_max_per_task": 30}}

@@ -1,5 +1,6 @@
 """Decontamination: what stands in a benchmark is found, named and shown; what only looks like it stays."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import write_jsonl
 
+from tasks import decontaminate
 from tasks.clean import clean
-from tasks.config import CleanConfig
+from tasks.config import CleanConfig, DecontaminateConfig, NearDuplicatesConfig
 from tasks.errors import SourceError
 from tasks.ledger import read
 from tasks.schema import EXAMPLE
@@ -37,6 +39,8 @@ def run(folder: Path, texts: list[str], *benchmarks: Path, **settings: Any) -> t
     config = CleanConfig(decontaminate=against, near_duplicates={"policy": "keep_all"})
     summary = clean(config, {"collect": folder / "collect"}, out)
     rejected = read(out / "rejected").to_pylist()
+    kept = set(read(out / "examples")["line"].to_pylist())
+    assert kept == {row["line"] for row in rows} - {row["line"] for row in rejected}
     return {row["line"]: (row["reason"], row["detail"]) for row in rejected}, summary.figures["contaminated"]
 
 
@@ -79,6 +83,35 @@ def test_a_short_benchmark_text_is_found_as_a_whole_only(tmp_path):
     benchmark = write_jsonl(tmp_path / "exam.jsonl", [{"text": "What is it? It is."}])
     found, _ = run(tmp_path, ["What is it?", "So, what is it?"], benchmark)
     assert list(found) == [1]
+
+
+def test_of_both_reasons_the_shared_words_are_told(tmp_path):
+    benchmark = write_jsonl(tmp_path / "exam.jsonl", [{"text": " ".join(WORDS)}])
+    found, counts = run(tmp_path, [" ".join(WORDS), " ".join(WORDS)], benchmark)
+    assert [reason for reason, _ in found.values()] == ["in_benchmark"] * 2
+    assert counts == {"exam.jsonl: in_benchmark": 2}
+
+
+def test_of_our_own_artifacts_only_what_is_said_is_a_benchmark(tmp_path):
+    """A short text is found as a whole only, so nothing else of the row, such as its id, may be part of it."""
+    row = example(1, "What is it?") | {"label": "x", "task": "y"}
+    pq.write_table(pa.Table.from_pylist([row], schema=EXAMPLE), tmp_path / "test.parquet")
+    found, _ = run(tmp_path, ["What is it?", "And what is it?"], tmp_path / "test.parquet")
+    assert list(found) == [1]
+    assert found[1][1] == "test.parquet:1: what is it it is"
+
+
+@pytest.mark.parametrize("text", [" ".join(WORDS), "Nothing of it."], ids=["long", "short"])
+def test_equal_hashes_alone_are_no_proof(tmp_path, text):
+    """The hashes of one text, as if they belonged to another that has not got its words."""
+    benchmark = write_jsonl(tmp_path / "exam.jsonl", [{"text": f"{text} It is."}])
+    config, similarity = DecontaminateConfig(against=[str(benchmark)]), NearDuplicatesConfig()
+    loaded = decontaminate.load(config, similarity)
+    table = pa.Table.from_pylist([example(1, text)], schema=EXAMPLE)
+    assert len(decontaminate.contaminated(table, loaded, config, similarity)) == 1
+    for other in ("Something else.", " ".join(reversed(WORDS))):
+        colliding = replace(loaded, texts=[other], keys=loaded.keys + 1)
+        assert decontaminate.contaminated(table, colliding, config, similarity) == []
 
 
 def test_several_benchmarks_of_any_shape_are_counted_apart(tmp_path):

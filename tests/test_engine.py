@@ -1,11 +1,14 @@
 """The engine: the same artifacts whatever works on the shards, and no worker outlives its parent."""
 
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from conftest import write_jsonl
 from shard_work import data_stages, fail, kill, which_process
@@ -52,6 +55,35 @@ def test_results_come_in_order_from_several_processes_and_one_shard_stays_here()
         assert engine.map_shards(which_process, [(0,)], "test") == [(0, os.getpid())]
 
 
+def test_one_process_works_here_alone():
+    with engine.using(EngineConfig(processes=1)):
+        found = engine.map_shards(which_process, [(number,) for number in range(3)], "test")
+    assert found == [(number, os.getpid()) for number in range(3)]
+
+
+def test_a_worker_shows_no_bars_uses_one_thread_and_leaves_ctrl_c_to_its_parent():
+    with engine.using(LOCAL):
+        assert engine.map_shards(os.getenv, [("TQDM_DISABLE",)] * 2, "test") == ["1", "1"]
+        assert engine.map_shards(pa.cpu_count, [()] * 2, "test") == [1, 1]
+        assert engine.map_shards(signal.getsignal, [(signal.SIGINT,)] * 2, "test") == [signal.SIG_IGN] * 2
+    assert signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+
+
+def test_no_process_and_no_engine_is_left_behind_also_after_a_failure():
+    with pytest.raises(AttuneError, match="bad"), engine.using(LOCAL):
+        engine.map_shards(fail, [(0,), (1,)], "test")
+    assert multiprocessing.active_children() == []
+    assert engine.map_shards(which_process, [(0,), (1,)], "test") == [(0, os.getpid()), (1, os.getpid())]
+
+
+def test_an_engine_inside_another_gives_way_to_it_again():
+    with engine.using(LOCAL):
+        with engine.using(EngineConfig(processes=1)):
+            pass
+        found = engine.map_shards(which_process, [(0,), (1,)], "test")
+    assert os.getpid() not in {process for _, process in found}
+
+
 def test_little_work_starts_no_process(monkeypatch):
     monkeypatch.setattr(engine, "PATIENCE_SECONDS", 0.7)
     with engine.using(LOCAL):
@@ -94,6 +126,17 @@ def test_workers_die_with_their_parent(tmp_path):
     while any(alive(worker) for worker in workers):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is of Linux")
+def test_a_worker_whose_parent_died_before_it_could_ask_ends_at_once():
+    code = "from tasks.engine import _die_with_parent; _die_with_parent({}); print('lives')"
+    here = Path(__file__).parent.parent
+    orphan, child = (
+        subprocess.run([sys.executable, "-c", code.format(parent)], cwd=here, capture_output=True, check=False)
+        for parent in (2**30, os.getpid())
+    )
+    assert (orphan.returncode, child.stdout) == (-signal.SIGKILL, b"lives\n")
 
 
 def alive(process: int) -> bool:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tasks import ledger
 from tasks import near_pairs as module
 from tasks.config import Similarity
 from tasks.near_pairs import near_pairs
@@ -43,6 +44,26 @@ def test_cuts_change_nothing(tmp_path, monkeypatch, size, keys_in_part):
     monkeypatch.setattr(module, "KEYS_IN_PART", keys_in_part)
     cut = near_pairs(shards(tmp_path / "cut", rows, size), SIMILARITY, tmp_path / "scratch2")
     assert np.array_equal(whole.rows, cut.rows) and np.array_equal(whole.jaccard, cut.jaccard)
+    parts = {path.stem.rpartition("-")[2] for path in (tmp_path / "scratch2").glob("candidates-*")}
+    assert len(parts) == len(rows) // keys_in_part + 1
+
+
+def test_cuts_between_the_rows_of_a_pair_keep_its_similarity(tmp_path, monkeypatch):
+    """Small batches within a shard, and pairs of a shard with itself, with the next and with the last one."""
+    rows = texts(40)
+    rows += [f"{text} end" for text in rows[::5]]
+    whole = near_pairs(shards(tmp_path / "whole", rows, len(rows)), SIMILARITY, tmp_path / "scratch1")
+    monkeypatch.setitem(ledger.batches.__kwdefaults__, "rows", 3)
+    cut = near_pairs(shards(tmp_path / "cut", rows, 17), SIMILARITY, tmp_path / "scratch2")
+    assert np.array_equal(whole.rows, cut.rows) and np.array_equal(whole.jaccard, cut.jaccard)
+    assert {tuple(home) for home in (whole.rows // 17).tolist()} >= {(0, 0), (0, 2), (1, 2)}
+
+
+def test_pairs_at_the_threshold_itself_count(tmp_path):
+    rows = ["one text of some words", "One text,  of some words!", "one text of other words"]
+    paths = shards(tmp_path / "shards", rows, 2)
+    found = near_pairs(paths, Similarity(threshold=1.0), tmp_path / "scratch")
+    assert (found.rows.tolist(), found.jaccard.tolist()) == ([[0, 1]], [1.0])
 
 
 def test_rows_that_do_not_count_are_in_no_pair_and_rank_says_which_is_first(tmp_path):

@@ -214,6 +214,20 @@ def test_split_remembers_the_last_split_of_its_pipeline_and_is_found_again(raw, 
     assert steps(raw, split={"seed": 1})["split"].memory is None, "and so have other settings"
 
 
+def test_a_split_by_other_code_or_other_versions_remembers_the_last_one_too(raw, code_copy):
+    first = publish_all(raw)["split"]
+    with (code_copy / "tasks" / "placing.py").open("a") as file:
+        file.write("\n\ndef newer() -> int:\n    return 1\n")
+    fingerprint._read.cache_clear()
+    second = steps(raw)["split"]
+    assert (second.manifest, second.memory) == (None, first.ref)
+    publish(raw, second)
+    last = steps(raw)["split"]
+    old = Step(last.stage, last.parts | {"versions": {"numpy": "1.0", "pyarrow": "1.0"}}, "0" * 32, None, "")
+    publish(raw, old, "made by older libraries")
+    assert steps(raw)["split"].memory.key == old.key
+
+
 def test_a_damaged_split_is_made_again_with_the_same_memory(raw, tmp_path):
     publish_all(raw)
     grow(raw, tmp_path)

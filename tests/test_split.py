@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tasks import ledger
 from tasks.config import SplitConfig
 from tasks.errors import EmptySplitError, LeakError
 from tasks.ledger import Summary, read
@@ -201,10 +202,43 @@ def test_a_planted_leak_is_measured_and_stops_the_run(tmp_path, copy, test):
     summary, _ = run(tmp_path / "allowed", rows, max_leak_ratio=1.0, **config)
     leak = summary.figures["leak"]["test"]
     assert (leak["rows"], leak[test], leak["ratio"]) == (20, 20, 1.0)
+    stronger = {"exact": [], "normalised": ["exact"], "near_duplicate": ["exact", "normalised"]}[test]
+    assert [leak[each] for each in stronger] == [0] * len(stronger)
+    assert len(leak["first"]) == 5
     assert summary.figures["leak"]["validation"]["ratio"] == 0
     summary, places = run(tmp_path / "grouped", rows, **config | {"method": "grouped"})
     assert summary.figures["leak"]["test"]["ratio"] == 0
     assert {places[row["id"]] for row in learnt} == {"near_duplicate_in_test"}
+
+
+def test_as_much_leak_as_is_allowed_is_allowed(tmp_path):
+    rows = examples([f"g{number}" for number in range(200)])
+    held_out, learnt = examples([f"h{n}" for n in range(20)], "test"), examples(["l"], "train")
+    learnt[0] |= {"instruction": held_out[3]["instruction"], "output": held_out[3]["output"]}
+    config = {"method": "random", "validation": 0.1, "test": 0.0, "similarity": {"threshold": 1.0}}
+    summary, _ = run(tmp_path / "1", rows + held_out + learnt, max_leak_ratio=0.05, **config)
+    assert summary.figures["leak"]["test"]["ratio"] == 0.05
+    with pytest.raises(LeakError, match=r"5.00% of the 20 rows of test .*First: test/f:4 ~ train/f:1\."):
+        run(tmp_path / "2", rows + held_out + learnt, max_leak_ratio=0.049, **config)
+
+
+def test_a_leak_into_validation_stops_the_run_as_well(tmp_path):
+    rows = examples([f"g{number}" for number in range(200)])
+    held_out, learnt = examples(["v1", "v2"], "validation"), examples(["l"], "train")
+    learnt[0] |= {"instruction": held_out[1]["instruction"], "output": held_out[1]["output"]}
+    with pytest.raises(LeakError, match=r"50.00% of the 2 rows of validation"):
+        run(tmp_path, rows + held_out + learnt, method="random", validation=0.0, test=0.1)
+
+
+@pytest.mark.parametrize("method", ["random", "grouped"])
+def test_rows_read_in_small_batches_go_where_they_went_before(tmp_path, monkeypatch, method):
+    rows = [row | {"task": row["group"]} for row in examples([f"g{number % 90}" for number in range(200)])]
+    rows += examples([f"g{number}" for number in range(60, 95)], "test")
+    config = {"method": method, "validation": 0.2, "max_leak_ratio": 1.0}
+    whole = run(tmp_path / "whole", rows, **config)
+    monkeypatch.setitem(ledger.batches.__kwdefaults__, "rows", 7)
+    assert run(tmp_path / "cut", rows, **config) == whole
+    assert whole[0].rejected["group_in_test"] > 20
 
 
 def test_near_duplicates_share_a_split_and_a_row_between_two_splits_is_rejected(tmp_path):
