@@ -90,6 +90,7 @@ def run(
         log.info("starting Prefect")
         from flows.pipeline import pipeline
 
+        Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # Prefect makes no folder but the last
         record = Path(pipeline(settings))
     show(record)
 

@@ -83,13 +83,17 @@ def shape_of(source: SourceConfig, max_row_bytes: int) -> str:
     """The name of the shape of a source's rows; `auto` looks at the field names of all its rows."""
     if source.format != "auto":
         return source.format
-    names = set[str]()
+    names, bad = set[str](), ""
     for _, row in rows_of(source, files(source), max_row_bytes):
         names.update(row.value or ())
+        bad = bad or (f"line {row.line}: {row.reason} ({row.detail})" if row.value is None else "")
+    if bad and not names:
+        raise SourceError(f"source {source.label}: no row of it can be read. First: {bad}")
     try:
         name = formats.recognise(names)
     except ValueError as error:
-        raise SourceError(f"source {source.label}: cannot tell its format: {error}") from None
+        hint = next((f"; are its columns separated by {mark!r}?" for mark in ";\t" if mark in "".join(names)), "")
+        raise SourceError(f"source {source.label}: cannot tell its format: {error}{hint}") from None
     log.info("source %s: took it for %s", source.label, name)
     return name
 
@@ -187,12 +191,23 @@ def _checked(source: SourceConfig, shape: str, config: CollectConfig, read: Sequ
     for _, done in read:
         for name, kinds in done.columns.items():
             columns[name] |= kinds
+    _check_fields(source, columns)
     return {
         "format": shape,
         "columns": {name: sorted(kinds) for name, kinds in sorted(columns.items())},
         "files": sum(len(part.files) for part, _ in read),
         "rows": summary.rows_in,
     }
+
+
+def _check_fields(source: SourceConfig, columns: Columns) -> None:
+    """A name in the field map that no row has is a mistake, or was renamed: its texts would be lost in silence."""
+    for name, field in (source.fields.model_dump() if source.fields else {}).items():
+        if field and field not in columns:
+            raise SourceError(
+                f"source {source.label}: fields.{name}: no row has a field {field!r}; "
+                f"its fields are {', '.join(sorted(columns))}"
+            )
 
 
 def _sample(config: CollectConfig, limits: sampling.Limits, shard: Path, number: int, out: Path) -> Summary:

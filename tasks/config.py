@@ -97,7 +97,7 @@ class SourceConfig(Section):
         gt=0,
         description=(
             "Share of the mix, relative to the weights of the other sources: the most rows that give these "
-            "proportions are kept, none twice; empty: all rows, outside the mix."
+            "proportions are kept, none twice, after max_per_task; empty: all rows, outside the mix."
         ),
     )
 

@@ -1,7 +1,8 @@
 """Decontamination: which rows hold a piece of a benchmark.
 
-Two tests: a run of words that the row shares with the benchmark (13 words as in GPT-3, Brown et al. 2020, appendix C),
-and near-duplicates.  Both are found by hashes; a shared run of words is then verified in the texts themselves.
+Three tests: a run of words that the row shares with the benchmark (13 words as in GPT-3, Brown et al. 2020, appendix
+C), near-duplicates, and a prompt that is just the benchmark's, however short.  All are found by hashes; shared words
+are then verified in the texts themselves.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,17 +46,19 @@ class Benchmarks:
     keys: np.ndarray  # uint64 [bands, texts], each band sorted
     key_texts: np.ndarray  # int64 [bands, texts]: the text of each key
     sets: Shingles  # for the exact similarity
+    prompts: dict[int, tuple[str, int]]  # hash of a whole prompt -> the prompt, and the text that it belongs to
 
 
 def load(config: DecontaminateConfig, similarity: Similarity) -> Benchmarks:
     """Read the benchmarks.  Raises SourceError for one that cannot be read or has no text."""
-    texts, names, places = [], [], []
+    texts, names, places, prompts = [], [], [], []
     for path in config.against:
         rows = list(_texts(SourceConfig(path=path)))
         if not rows:
             raise SourceError(f"benchmark {path}: has no text")
-        texts += [text for text, _ in rows]
-        places += [where for _, where in rows]
+        prompts += [(prompt, len(texts) + number) for number, (asked, _, _) in enumerate(rows) for prompt in asked]
+        texts += [text for _, text, _ in rows]
+        places += [where for _, _, where in rows]
         names += [SourceConfig(path=path).label] * len(rows)
     column = pa.array(texts, pa.string())
     runs = shingles(column, _runs(config))
@@ -72,6 +75,7 @@ def load(config: DecontaminateConfig, similarity: Similarity) -> Benchmarks:
         np.take_along_axis(keys, by_key, axis=1),
         by_key,
         shingles(column, similarity),
+        {key: prompt for key, prompt in zip(_whole([text for text, _ in prompts]), prompts, strict=True) if key},
     )
 
 
@@ -82,6 +86,7 @@ def contaminated(
     column = spoken(table)
     found = {row.row: row for row in _near(column, benchmarks, similarity)}
     found |= {row.row: row for row in _sharing(column, benchmarks, config)}
+    found |= {row.row: row for row in _asking(table, benchmarks)}
     return [found[row] for row in sorted(found)]
 
 
@@ -96,6 +101,23 @@ def _sharing(column: pa.Array, benchmarks: Benchmarks, config: DecontaminateConf
         if gram:
             detail = f"{benchmarks.places[number]}: {gram}"
             yield Contamination(int(row), "in_benchmark", benchmarks.names[number], detail)
+
+
+def _asking(table: pa.Table, benchmarks: Benchmarks) -> Iterator[Contamination]:
+    """Rows that ask just what a benchmark asks, however short that is and whatever they answer."""
+    asked = [f"{row['instruction']}\n{row['input']}" for row in table.select(["instruction", "input"]).to_pylist()]
+    for row, key in enumerate(_whole(asked)):
+        prompt, number = benchmarks.prompts.get(key, ("", -1))
+        if number >= 0 and words(prompt) == words(asked[row]):
+            detail = f"{benchmarks.places[number]}: asks {' '.join(words(prompt))}"
+            yield Contamination(row, "in_benchmark", benchmarks.names[number], detail)
+
+
+def _whole(texts: Sequence[str]) -> list[int]:
+    """A hash of all words of each text, 0 where they are none, or so many that runs of them are enough."""
+    runs = shingles(pa.array(texts, pa.string()), Similarity(unit="words", ngram=64))
+    first = np.append(runs.hashes, np.uint64(0))[runs.offsets[:-1]]
+    return np.where(np.diff(runs.offsets) == 1, first, np.uint64(0)).tolist()
 
 
 def _near(column: pa.Array, benchmarks: Benchmarks, similarity: Similarity) -> Iterator[Contamination]:
@@ -141,15 +163,19 @@ def _runs(config: DecontaminateConfig) -> Similarity:
     return Similarity(unit="words", ngram=config.ngram_words)
 
 
-def _texts(source: SourceConfig) -> Iterator[tuple[str, str]]:
-    """Text and place of each row of a benchmark: what its known shape says, else all its texts."""
+def _texts(source: SourceConfig) -> Iterator[tuple[list[str], str, str]]:
+    """Prompts, text and place of each row of a benchmark: what its known shape says, else all its texts."""
     for file in files(source):
         for row in read_rows(source, file, MAX_ROW_BYTES):
             if row.value is None:
                 raise SourceError(f"benchmark {source.path}: line {row.line}: {row.reason} ({row.detail})")
             where = place({"source": source.label, "file": file.name, "line": row.line})
-            if text := "\n".join(_strings(_fields(row.value))):
-                yield text, where
+            fields = _fields(row.value)
+            strings = _strings(fields)
+            if strings:
+                known = "instruction" in fields
+                asked = [f"{fields['instruction']}\n{fields.get('input', '')}"] if known else list(strings)
+                yield asked, "\n".join(strings), where
 
 
 def _fields(value: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, TypeVar
 
 from tasks.config import EngineConfig
@@ -67,7 +68,7 @@ class _Local:
             spawn = multiprocessing.get_context("spawn")  # a fork would inherit the threads and locks of Prefect
             self._pool = ProcessPoolExecutor(self.processes, spawn, _begin_worker, (os.getpid(),))
         try:
-            yield from self._pool.map(function, *zip(*arguments, strict=True))
+            yield from self._pool.map(partial(_apply, function), arguments)
         except BrokenProcessPool as error:
             raise AttuneError(
                 f"a process that worked on shards ended suddenly ({error}). If the machine ran out of memory, set "
@@ -77,6 +78,10 @@ class _Local:
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+
+def _apply(function: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
+    return function(*arguments)
 
 
 def _begin_worker(parent: int) -> None:
@@ -140,7 +145,7 @@ def _knock(address: str) -> None:
 def _in_folder(folder: str, function: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
     """Relative paths mean the same on every machine of the cluster."""
     os.chdir(folder)
-    return function(*arguments)
+    return _apply(function, arguments)
 
 
 _current: ContextVar[_Local | _Ray | None] = ContextVar("engine", default=None)

@@ -79,7 +79,8 @@ def _remembered(stage: Stage, config: PipelineConfig, parts: dict[str, Any], sto
     if last is None:
         return ""
     inputs = {name: digest for name, digest in last.inputs.items() if name != "previous"}
-    same = (inputs, last.code, last.versions) == (parts["inputs"], parts["code"], parts["versions"])
+    old = {"settings": last.settings, "inputs": inputs, "code": last.code, "versions": last.versions}
+    same = old == parts
     return last.inputs.get("previous", "") if same else last.digest
 
 
@@ -91,9 +92,15 @@ def _memory(stage: Stage, config: PipelineConfig, digest: str, store: ArtifactSt
 
 def _lineage(stage: Stage, config: PipelineConfig, store: ArtifactStore) -> list[Manifest]:
     """The artifacts of a stage that this pipeline made with these settings, newest first."""
-    settings = getattr(config, stage.name).model_dump(mode="json")
-    own = [each for each in store.manifests(stage.name) if each.pipeline == config.name and each.settings == settings]
+    settings = _deciding(getattr(config, stage.name).model_dump(mode="json"))
+    mine = (each for each in store.manifests(stage.name) if each.pipeline == config.name)
+    own = [each for each in mine if _deciding(each.settings) == settings]
     return sorted(own, key=lambda manifest: manifest.created, reverse=True)
+
+
+def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that only say when to stop."""
+    return {name: value for name, value in settings.items() if name != "max_leak_ratio"}
 
 
 def outside_inputs(stage: Stage, config: PipelineConfig) -> dict[str, str]:
@@ -150,6 +157,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def _difference(path: str, old: dict[str, Any], new: dict[str, Any]) -> str:
     kind, _, name = path.partition(".")
+    if path == "inputs.previous":
+        return "the last split, which it remembers, is another"
     if path not in old:
         return f"{name} is new" if kind != "settings" else f"{name} set to {new[path]!r}"
     if path not in new:

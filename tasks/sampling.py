@@ -1,7 +1,7 @@
 """The mix: at most so many rows of a task, and sources in given proportions, chosen by hash.
 
-The rows of lowest rank are kept, and a row's rank is a hash of the seed and its place: the same rows every time, and
-most of the same rows when the data grows.
+The rows of lowest rank are kept, and a row's rank is a hash of the seed and its content: the same rows every time, and
+most of the same rows when the data grows, wherever the new ones stand.  Caps come before weights.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def limits(config: CollectConfig, shards: Sequence[Path]) -> Limits:
     Rows of sources that are bound to validation or test are neither counted nor taken away.
     """
     sources, tasks, ranks = _Codes(), _Codes(), [np.empty(0, np.uint64)]
-    for table in batches(*shards, columns=[*PLACE, "task", "split"]):
+    for table in batches(*shards, columns=["id", *PLACE, "task", "split"]):
         table = table.filter(_in_mix(table))
         sources.add(table["source"].to_pylist())
         tasks.add(table["task"].to_pylist())
@@ -91,8 +91,14 @@ def _in_mix(table: pa.Table) -> pa.Array:
 
 
 def _ranks(table: pa.Table, seed: int) -> np.ndarray:
-    places = [f"{seed}\0{place(row)}".encode() for row in table.select(PLACE).to_pylist()]
-    digests = b"".join(hashlib.blake2b(each, digest_size=8).digest() for each in places)
+    """48 bits of the content, so that rows may move; and 16 of the place, so that equal rows differ."""
+    rows = table.select(["id", *PLACE]).to_pylist()
+    by_content = _hashed([f"{seed}\0{row['id']}" for row in rows])
+    return by_content >> np.uint64(16) << np.uint64(16) | _hashed([place(row) for row in rows]) >> np.uint64(48)
+
+
+def _hashed(texts: list[str]) -> np.ndarray:
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 

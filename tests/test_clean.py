@@ -17,6 +17,7 @@ from tasks.config import CleanConfig, FilterConfig
 from tasks.duplicates import equal_rows
 from tasks.ledger import Summary, read
 from tasks.schema import EXAMPLE
+from tasks.texts import CONTENT, PROMPT, hashes
 
 TURNS = [
     {"role": "user", "content": "Hello.", "tool_calls": ""},
@@ -167,6 +168,43 @@ def test_other_questions_about_one_long_passage_are_no_duplicates(tmp_path):
     assert [row["line"] for row in kept] == [1, 2]
     strict = {"near_duplicates": {"asked_threshold": 0.0}}
     assert [row["line"] for row in run(tmp_path, rows, **strict)[1]] == [1]
+
+
+def test_another_answer_about_one_long_passage_is_no_duplicate(tmp_path):
+    answers = ("A miller and his three sons did.", "Nobody has ever found out who it could have been.")
+    rows = [
+        example(line, instruction="Who founded the town?", input=LONG, output=answer)
+        for line, answer in enumerate(answers, start=1)
+    ]
+    assert run(tmp_path, rows)[1] == rows
+
+
+@pytest.mark.parametrize("column", ["history", "tool_turns", "tool_calls"])
+def test_what_was_said_before_the_answer_makes_rows_different(tmp_path, column):
+    other = " ".join(f"other{number}" for number in range(200))
+    said = {"tool_calls": lambda text: text}.get(column, lambda text: [TURNS[0] | {"content": text}])
+    rows = [
+        example(line, instruction="And now?", output="Go on.", **{column: said(text)})
+        for line, text in enumerate((LONG, other, f"{LONG} more"), start=1)
+    ]
+    chosen = {"repairs": [], "filters": [], "near_duplicates": {"asked_threshold": 0.0}}
+    assert [row["line"] for row in run(tmp_path, rows, **chosen)[1]] == [1, 2]
+
+
+@pytest.mark.parametrize("text", [" Say it.", "Say  it.", "Say it. ", "Say\tit.", "Say\nit.", "Say\u00a0it."])
+def test_each_kind_of_space_counts_as_one_or_none(text):
+    table = pa.Table.from_pylist([example(1, instruction="Say it."), example(2, instruction=text)], schema=EXAMPLE)
+    one, other = hashes(table, PROMPT, normalise=True)
+    assert one == other
+    one, other = hashes(table, PROMPT, normalise=False)
+    assert one != other
+
+
+@pytest.mark.parametrize("column", ["tool_calls", "label", "output"])
+def test_an_answer_is_its_text_its_calls_and_its_label(column):
+    table = pa.Table.from_pylist([example(1), example(1, **{column: "x"})], schema=EXAMPLE)
+    assert len(set(hashes(table, CONTENT, normalise=True))) == 2
+    assert len(set(hashes(table, PROMPT, normalise=True))) == 1
 
 
 def test_a_repaired_text_is_kept_repaired_counted_and_shown(tmp_path):
@@ -322,11 +360,11 @@ def test_the_profile_adds_shards_up_and_counts_characters_of_the_whole_prompt(tm
             for line, task in enumerate(tasks, start=first)
         ]
 
-    texts = {"ä" * 3: rows(1, "ab", "ä" * 3), "x" * 9: rows(3, "bbca", "x" * 9), "y": rows(7, "a", "y")}
+    texts = {"ä" * 3: rows(1, "ab", "ä" * 3), "x" * 9: rows(3, "bbcb", "x" * 9), "y": rows(7, "a", "y")}
     unasked = [row | {"id": f"0001{row['id'][4:]}"} for row in texts["y"]]
     figures = run(tmp_path, texts["ä" * 3], texts["x" * 9], unasked, filters=[], repairs=[], **ALONE)[0].figures
     assert figures["before"] == figures["after"]
-    assert list(figures["after"]["tasks"].items()) == [("a", 3), ("b", 3), ("c", 1)]
+    assert list(figures["after"]["tasks"].items()) == [("b", 4), ("a", 2), ("c", 1)]
     assert figures["after"]["prompt_chars"] == {"8": 7}
     assert list(figures["after"]["answer_chars"].items()) == [("2", 1), ("4", 2), ("16", 4)]
     assert sum(figures["after"]["languages"].values()) == 6, "a sample by id: one row is not asked"

@@ -29,6 +29,7 @@ def run(*sources: SourceConfig, **config: Any) -> tuple[Summary, Rows, Rows]:
     with tempfile.TemporaryDirectory() as out:
         summary = collect(CollectConfig(sources=list(sources), **config), {}, Path(out))
         examples, rejected = read(Path(out) / "examples"), read(Path(out) / "rejected")
+        assert sorted(path.name for path in Path(out).iterdir()) == ["examples", "rejected"]
     assert (examples.schema, rejected.schema) == (EXAMPLE, REJECTED)
     assert summary.rows_in == summary.rows_kept + sum(summary.rejected.values())
     assert (summary.rows_kept, summary.rejected) == (examples.num_rows, Counter(rejected["reason"].to_pylist()))
@@ -100,6 +101,22 @@ def test_a_row_without_the_shape_is_rejected_with_reason_and_place(source):
     }  # fmt: skip
 
 
+def test_a_field_map_that_names_what_no_row_has_is_refused(source):
+    fields = {"instruction": "instruction", "output": "output", "system": "sytem"}
+    with pytest.raises(
+        SourceError, match=r"fields\.system: no row has a field 'sytem'; its fields are .*output, system"
+    ):
+        run(source([GOOD | {"system": "Be brief."}], format="fields", fields=fields))
+
+
+def test_a_source_of_which_nothing_can_be_told_says_why(tmp_path, source):
+    with pytest.raises(SourceError, match=r"no row of it can be read\. First: line 1: invalid_json"):
+        run(source(["{broken", "{too"]))
+    (tmp_path / "a.csv").write_text("instruction;output\na;b\n")
+    with pytest.raises(SourceError, match=r"are its columns separated by ';'\?"):
+        run(SourceConfig(path=str(tmp_path / "a.csv")))
+
+
 def test_too_many_bad_rows_of_one_source_stop_the_run(source):
     good, bad = source([GOOD] * 90, "good"), source([GOOD, "{broken", *[GOOD] * 7, "[]"], "bad")
     summary, _, rejected = run(good, bad, max_reject_ratio=0.2)
@@ -131,6 +148,8 @@ def test_equal_content_has_an_equal_id_and_keeps_its_place(source):
     assert (a["id"], a["source"], a["line"]) == (same["id"], "first.jsonl", 1)
     assert (same["source"], same["line"]) == ("second.jsonl", 2)
     assert len({a["id"], other_output["id"], other_case["id"]}) == 3
+    spaces = run(source([GOOD, GOOD | {"instruction": "Say  it."}], "spaces"))[1]
+    assert (len({row["id"] for row in spaces}), len({row["group"] for row in spaces})) == (2, 1)
     assert a["group"] == other_output["group"] == other_case["group"]
     assert same["group"] == "g"
 
@@ -230,6 +249,17 @@ def test_the_columns_of_a_source_are_noted_with_their_kinds(source):
     }  # fmt: skip
 
 
+def test_the_columns_of_all_files_of_a_source_are_noted_however_they_are_read(tmp_path, monkeypatch):
+    for number, more in enumerate(({"a": 1}, {"a": "text", "b": [1]}, {"a": None})):
+        write_jsonl(tmp_path / f"{number}.jsonl", [GOOD | more])
+    source = SourceConfig(path=str(tmp_path / "*.jsonl"), name="all", format="alpaca")
+    whole = run(source)[0].figures["sources"]["all"]
+    monkeypatch.setattr("tasks.collect.PART_BYTES", 1)
+    monkeypatch.setattr("tasks.collect.BATCH_ROWS", 1)
+    assert run(source)[0].figures["sources"]["all"] == whole
+    assert (whole["columns"]["a"], whole["columns"]["b"], whole["files"]) == (["a number", "text"], ["a list"], 3)
+
+
 MIX = {"instruction": "i", "output": "o"}
 
 
@@ -248,6 +278,10 @@ def test_max_per_task_keeps_the_same_rows_every_time_and_most_of_them_when_data_
     assert len({row["line"] for row in first} & {row["line"] for row in other}) < 200
     grown = run(source(rows + [MIX | {"input": "new", "task": "a"}] * 100), max_per_task=150)[1]
     assert len({row["line"] for row in first} & {row["line"] for row in grown}) > 220
+    shifted = run(source([MIX | {"input": "new", "task": "a"}, *rows]), max_per_task=150)[1]
+    assert len({row["input"] for row in first} & {row["input"] for row in shifted}) >= 248
+    alike = run(source([MIX | {"task": "a"}] * 400), max_per_task=150)[1]
+    assert len(alike) == 150, "equal rows are told apart by their place"
 
 
 def test_weights_give_the_largest_mix_of_their_proportions(source):

@@ -4,8 +4,9 @@ import pytest
 from conftest import write_jsonl
 
 from tasks import contract
-from tasks.config import PipelineConfig
+from tasks.config import CollectConfig, PipelineConfig, SourceConfig
 from tasks.errors import SourceError
+from tasks.store import Manifest
 
 OLD = {"format": "alpaca", "columns": {"a": ["text"], "b": ["a number", "text"], "c": []}, "files": 1, "rows": 100}
 
@@ -27,6 +28,34 @@ OLD = {"format": "alpaca", "columns": {"a": ["text"], "b": ["a number", "text"],
 )
 def test_only_what_got_worse_is_a_difference(change, found):
     assert contract.differences(OLD, OLD | change, 0.5) == found
+
+
+def manifest(config: CollectConfig, created: str, **figures: dict[str, object]) -> Manifest:
+    """A manifest of collect, as far as the contract looks at it."""
+    settings = config.model_dump(mode="json")
+    return Manifest.model_construct(created=created, settings=settings, figures={"sources": figures})
+
+
+def test_each_source_is_held_to_the_newest_artifact_that_read_it_with_the_same_settings():
+    one, two = SourceConfig(path="one.jsonl"), SourceConfig(path="two.jsonl")
+    limited = one.model_copy(update={"limit": 10})
+    gone = OLD | {"columns": {"a": ["text"]}}
+    known = [
+        manifest(CollectConfig(sources=[one]), "2026-01-01", **{"one.jsonl": OLD | {"rows": 9000}}),
+        manifest(CollectConfig(sources=[two, one]), "2026-01-03", **{"one.jsonl": OLD, "two.jsonl": OLD}),
+        manifest(CollectConfig(sources=[limited]), "2026-01-04", **{"one.jsonl": OLD | {"format": "messages"}}),
+        manifest(CollectConfig(sources=[two]), "2026-01-02", **{"two.jsonl": OLD | {"format": "messages"}}),
+    ]
+    both = CollectConfig(sources=[one, two])
+    contract.hold(both, {"one.jsonl": OLD, "two.jsonl": OLD}, known)
+    with pytest.raises(SourceError) as stop:
+        contract.hold(both, {"one.jsonl": OLD | {"rows": 40}, "two.jsonl": gone}, known)
+    for said in ("one.jsonl: 100 rows → 40", "two.jsonl: column b is gone", "two.jsonl: column c is gone"):
+        assert said in str(stop.value)
+    patient = both.model_copy(update={"max_shrink_ratio": 0.6})
+    contract.hold(patient, {"one.jsonl": OLD | {"rows": 40}, "two.jsonl": OLD}, known)
+    new = CollectConfig(sources=[SourceConfig(path="three.jsonl"), both.sources[0].model_copy(update={"task": "x"})])
+    contract.hold(new, {"three.jsonl": gone, "one.jsonl": gone}, known)
 
 
 ROWS = [{"instruction": f"Say {n}.", "input": "", "output": f"{n}"} for n in range(40)]

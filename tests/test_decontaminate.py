@@ -79,10 +79,16 @@ def test_a_near_duplicate_without_a_long_common_run_goes_as_well(tmp_path):
     assert counts == {"exam.jsonl: near_benchmark": 1}
 
 
-def test_a_short_benchmark_text_is_found_as_a_whole_only(tmp_path):
-    benchmark = write_jsonl(tmp_path / "exam.jsonl", [{"text": "What is it? It is."}])
-    found, _ = run(tmp_path, ["What is it?", "So, what is it?"], benchmark)
-    assert list(found) == [1]
+def test_a_short_question_of_a_benchmark_is_found_whatever_is_answered(tmp_path):
+    rows = [{"question": "What is it?", "answer": "A benchmark."}, {"question": "Who?", "answer": "Nobody at all."}]
+    benchmark = write_jsonl(tmp_path / "exam.jsonl", rows)
+    found, _ = run(tmp_path, ["what is IT", "So, what is it?", "A benchmark.", "Who"], benchmark)
+    assert found == {
+        1: ("in_benchmark", "exam.jsonl:1: asks what is it"),
+        4: ("in_benchmark", "exam.jsonl:2: asks who"),
+    }
+    only_prompts = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "What is it?"}])
+    assert list(run(tmp_path, ["What is it?", "What was it?"], only_prompts)[0]) == [1]
 
 
 def test_of_both_reasons_the_shared_words_are_told(tmp_path):
@@ -93,12 +99,12 @@ def test_of_both_reasons_the_shared_words_are_told(tmp_path):
 
 
 def test_of_our_own_artifacts_only_what_is_said_is_a_benchmark(tmp_path):
-    """A short text is found as a whole only, so nothing else of the row, such as its id, may be part of it."""
+    """A short prompt is found as a whole only, so nothing else of the row, such as its id, may be part of it."""
     row = example(1, "What is it?") | {"label": "x", "task": "y"}
     pq.write_table(pa.Table.from_pylist([row], schema=EXAMPLE), tmp_path / "test.parquet")
-    found, _ = run(tmp_path, ["What is it?", "And what is it?"], tmp_path / "test.parquet")
+    found, _ = run(tmp_path, ["What is it?", "And what is it?", "x"], tmp_path / "test.parquet")
     assert list(found) == [1]
-    assert found[1][1] == "test.parquet:1: what is it it is"
+    assert found[1][1] == "test.parquet:1: asks what is it"
 
 
 @pytest.mark.parametrize("text", [" ".join(WORDS), "Nothing of it."], ids=["long", "short"])
@@ -110,7 +116,8 @@ def test_equal_hashes_alone_are_no_proof(tmp_path, text):
     table = pa.Table.from_pylist([example(1, text)], schema=EXAMPLE)
     assert len(decontaminate.contaminated(table, loaded, config, similarity)) == 1
     for other in ("Something else.", " ".join(reversed(WORDS))):
-        colliding = replace(loaded, texts=[other], keys=loaded.keys + 1)
+        prompts = {key: (other, number) for key, (_, number) in loaded.prompts.items()}
+        colliding = replace(loaded, texts=[other], keys=loaded.keys + 1, prompts=prompts)
         assert decontaminate.contaminated(table, colliding, config, similarity) == []
 
 

@@ -44,8 +44,9 @@ def test_cuts_change_nothing(tmp_path, monkeypatch, size, keys_in_part):
     monkeypatch.setattr(module, "KEYS_IN_PART", keys_in_part)
     cut = near_pairs(shards(tmp_path / "cut", rows, size), SIMILARITY, tmp_path / "scratch2")
     assert np.array_equal(whole.rows, cut.rows) and np.array_equal(whole.jaccard, cut.jaccard)
-    parts = {path.stem.rpartition("-")[2] for path in (tmp_path / "scratch2").glob("candidates-*")}
-    assert len(parts) == len(rows) // keys_in_part + 1
+    one, several = (list((tmp_path / name).glob("candidates-*")) for name in ("scratch1", "scratch2"))
+    assert len({path.stem.rpartition("-")[2] for path in several}) == len(rows) // keys_in_part + 1
+    assert sum(len(np.load(path)) for path in several) == sum(len(np.load(path)) for path in one), "no key in two parts"
 
 
 def test_cuts_between_the_rows_of_a_pair_keep_its_similarity(tmp_path, monkeypatch):
@@ -57,6 +58,22 @@ def test_cuts_between_the_rows_of_a_pair_keep_its_similarity(tmp_path, monkeypat
     cut = near_pairs(shards(tmp_path / "cut", rows, 17), SIMILARITY, tmp_path / "scratch2")
     assert np.array_equal(whole.rows, cut.rows) and np.array_equal(whole.jaccard, cut.jaccard)
     assert {tuple(home) for home in (whole.rows // 17).tolist()} >= {(0, 0), (0, 2), (1, 2)}
+
+
+def test_every_pair_is_verified_by_the_exact_similarity_of_its_texts(tmp_path):
+    """Bands find pairs below the threshold as well; each pair that is told is as similar as it says."""
+    rows = [" ".join(f"w{number % 25}x{at}" for at in range(number // 4, 40)) for number in range(100)]
+    grams = [{tuple(row.split()[at : at + 3]) for at in range(len(row.split()) - 2)} for row in rows]
+    found = near_pairs(shards(tmp_path / "shards", rows, 30), SIMILARITY, tmp_path / "scratch")
+    exact = {
+        (one, other): len(grams[one] & grams[other]) / len(grams[one] | grams[other])
+        for other in range(len(rows))
+        for one in range(other)
+    }
+    told = dict(zip(map(tuple, found.rows.tolist()), found.jaccard.tolist(), strict=True))
+    assert told == {pair: value for pair, value in exact.items() if value >= 0.6}
+    looked_at = {tuple(pair) for path in (tmp_path / "scratch").glob("candidates-*") for pair in np.load(path).tolist()}
+    assert any(exact[pair] < 0.6 for pair in looked_at), "else this test could not fail"
 
 
 def test_pairs_at_the_threshold_itself_count(tmp_path):

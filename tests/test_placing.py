@@ -125,3 +125,11 @@ def test_a_stratum_is_filled_from_its_new_groups_by_what_is_missing_and_bound_ro
     assert places[8:] == ["validation", "validation", "train", "train"], "test has its share already"
     bound = [Row(20 + n, bound=TRAIN) for n in range(8)]
     assert place(*old, *known, *new, *bound, config=config)[: len(places)] == places
+
+
+def test_in_a_stratum_the_groups_of_lowest_hash_are_held_out_and_strata_are_filled_apart():
+    config = SplitConfig(method="stratified", validation=0.25, test=0.25)
+    rows = [Row(1), Row(2, wanted=TEST), Row(3), Row(4, wanted=VALIDATION)]
+    assert place(*rows, config=config) == ["train", "test", "train", "validation"]
+    other = [Row(row.id + 10, wanted=row.wanted, stratum=1) for row in rows]
+    assert place(*rows, *other, config=config) == ["train", "test", "train", "validation"] * 2

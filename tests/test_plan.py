@@ -1,6 +1,7 @@
 """The plan: what would run, what is cached, and the reason in words that a person can act on."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,13 @@ from conftest import ROWS, write_jsonl
 from safetensors.numpy import save_file
 
 from tasks import fingerprint
-from tasks.config import CleanConfig, PipelineConfig
-from tasks.errors import ModelError, SourceError
+from tasks.config import CleanConfig, PipelineConfig, SplitConfig
+from tasks.errors import AttuneError, ModelError, SourceError
+from tasks.placing import by_hash
 from tasks.plan import Step, plan
+from tasks.schema import SPLITS
 from tasks.stages import STAGES
-from tasks.store import ArtifactStore
+from tasks.store import ArtifactStore, Manifest
 
 NAMES = list(STAGES)
 COUNTS = {"rows_in": 1, "rows_kept": 1, "rejected": {}, "figures": {}, "seconds": 1.0, "peak_memory_bytes": 1}
@@ -203,7 +206,7 @@ def test_split_remembers_the_last_split_of_its_pipeline_and_is_found_again(raw, 
     grow(raw, tmp_path)
     second = steps(raw)["split"]
     assert second.memory == first.ref and second.parts["inputs"]["previous"] == first.ref.digest
-    assert "previous is new" in second.why and "clean changed" in second.why
+    assert "the last split, which it remembers, is another" in second.why and "clean changed" in second.why
     publish(raw, second)
     again = steps(raw)["split"]
     assert (again.key, again.why) == (second.key, "cached"), "it does not remember itself"
@@ -212,6 +215,8 @@ def test_split_remembers_the_last_split_of_its_pipeline_and_is_found_again(raw, 
     assert third.memory == again.ref
     assert steps(raw | {"name": "other"})["split"].memory is None, "another pipeline has its own memory"
     assert steps(raw, split={"seed": 1})["split"].memory is None, "and so have other settings"
+    patient = steps(raw, split={"max_leak_ratio": 0.5})["split"]
+    assert patient.memory == again.ref, "but not one that only says when to stop"
 
 
 def test_a_split_by_other_code_or_other_versions_remembers_the_last_one_too(raw, code_copy):
@@ -278,3 +283,94 @@ def test_of_many_differences_the_first_are_told_and_the_others_counted(raw):
     many |= {"lr_scheduler": "linear", "max_grad_norm": 2.0, "label_smoothing": 0.1, "precision": "fp32"}
     why = whys(raw, fine_tune=many)["fine_tune"]
     assert why.count("; ") == 8 and why.endswith("; and 2 more")
+
+
+TEXT = " ".join(f"w{number}" for number in range(30))
+
+
+@pytest.fixture
+def night(raw, tmp_path, tiny_base, monkeypatch):
+    """Run collect, clean and split as a nightly run does, but for Prefect's server; returns the manifest of split."""
+    from flows import runtime
+    from flows.runtime import Run, as_task
+
+    def plain(task):
+        return lambda *arguments, return_state: task.fn(*arguments)
+
+    monkeypatch.setattr(runtime, "_TASKS", {name: plain(task) for name, task in runtime._TASKS.items()})
+    call = {name: as_task(STAGES[name]) for name in ("collect", "clean", "split")}
+
+    def run(rows: list[dict[str, str]], **sections: Any) -> Manifest:
+        path = write_jsonl(tmp_path / "nightly.jsonl", rows)
+        collect = {"sources": [{"path": str(path), "format": "alpaca"}]}
+        own = {"collect": collect, "model": {"base": str(tiny_base)}, "runs": str(tmp_path / "runs")}
+        run = Run(PipelineConfig.model_validate(raw | own | sections))
+        run.refs["clean"] = call["clean"](run, call["collect"](run))
+        return run.store.find("split", call["split"](run, run.refs["clean"]).key)
+
+    return run
+
+
+def damage(store: ArtifactStore, manifest: Manifest) -> None:
+    """Flip a bit behind the manifest's back: size and modification time stay."""
+    table = "train" if manifest.stage == "split" else "examples"
+    path = next((store.root / manifest.stage / manifest.key / table).iterdir())
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_nightly_run_gives_split_its_memory_and_goes_back_to_an_older_one_where_that_is_damaged(night, raw):
+    homes = {name: next(g for g in map(str, range(99)) if by_hash(g, SplitConfig()) == name) for name in SPLITS}
+    filler = [{"instruction": f"Do {name}.", "output": f"{name} done", "group": homes[name]} for name in SPLITS]
+    old = {"instruction": TEXT, "output": "old", "group": "old 1"}
+    new = {"instruction": f"{TEXT} more", "output": "new", "group": "new"}
+    assert [by_hash(row["group"], SplitConfig()) for row in (old, new)] == ["test", "train"]
+    first = night([*filler, old])
+    assert "previous" not in first.inputs and first.figures["test"] == 2
+    assert first.figures["funnel"] == {"nightly.jsonl": {"rows_in": 4}}
+    grown = [*filler[:2], new, old, filler[2]]
+    config = {"clean": {"near_duplicates": {"policy": "keep_all"}}}
+    second = night(grown, **config)
+    assert (second.inputs["previous"], second.figures["test"]) == (first.digest, 3), "the new row follows the old one"
+    store = ArtifactStore(raw["store"])
+    damage(store, second)
+    third = night([*grown, {"instruction": "One more.", "output": "row"}], **config)
+    assert third.inputs["previous"] == first.digest
+    damage(store, first)
+    damage(store, third)
+    fourth = night([*grown, {"instruction": "Two more.", "output": "rows"}], **config)
+    assert "previous" not in fourth.inputs
+    assert len(list((store.root / ".quarantine").iterdir())) == 3
+
+
+def test_an_input_that_is_damaged_is_made_again_before_it_is_read(night, raw):
+    rows = [{"instruction": f"Say {n}.", "output": f"It is {n}.", "group": str(n)} for n in range(90)]
+    first = night(rows)
+    store = ArtifactStore(raw["store"])
+    [cleaned] = store.manifests("clean")
+    damage(store, cleaned)
+    again = night(rows, split={"seed": 1})
+    assert again.inputs == first.inputs and len(list((store.root / ".quarantine").iterdir())) == 1
+
+
+def test_what_another_run_made_meanwhile_is_taken(raw, tmp_path, tiny_base):
+    from flows.runtime import run_stage
+
+    config = PipelineConfig.model_validate(raw | {"model": {"base": str(tiny_base)}})
+    step = steps(raw, model={"base": str(tiny_base)})["collect"]
+    assert not run_stage(step.stage, config, step, {}).cached
+    again = run_stage(step.stage, config, step, {})
+    assert (again.cached, again.why) == (True, "another run made it meanwhile")
+
+
+def test_a_stage_works_on_the_engine_of_the_config(raw, tmp_path, tiny_base):
+    from flows.runtime import run_stage
+
+    own = raw | {"model": {"base": str(tiny_base)}, "engine": {"kind": "ray", "address": "127.0.0.1:1"}}
+    config = PipelineConfig.model_validate(own)
+    step = steps(own)["collect"]
+    with pytest.raises(AttuneError, match="engine"):
+        run_stage(step.stage, config, step, {})
+    assert not list(tmp_path.glob("artifacts/collect/*")), "nothing was published"
