@@ -91,6 +91,18 @@ def test_a_short_question_of_a_benchmark_is_found_whatever_is_answered(tmp_path)
     assert list(run(tmp_path, ["What is it?", "What was it?"], only_prompts)[0]) == [1]
 
 
+def test_a_prompt_is_its_instruction_with_its_input(tmp_path):
+    rows = [{"instruction": "Translate:", "input": "Hund", "output": "dog"}]
+    benchmark = write_jsonl(tmp_path / "exam.jsonl", rows)
+    found, _ = run(tmp_path, ["Translate: Hund", "Translate:", "Translate: Katze"], benchmark)
+    assert list(found) == [1]
+    config, similarity = DecontaminateConfig(against=[str(benchmark)]), NearDuplicatesConfig()
+    loaded = decontaminate.load(config, similarity)
+    texts = [example(line, "Translate:") | {"input": word} for line, word in enumerate(("Katze", "Hund", ""))]
+    found = decontaminate.contaminated(pa.Table.from_pylist(texts, schema=EXAMPLE), loaded, config, similarity)
+    assert [(each.row, each.detail) for each in found] == [(1, "exam.jsonl:1: asks translate hund")]
+
+
 def test_of_both_reasons_the_shared_words_are_told(tmp_path):
     benchmark = write_jsonl(tmp_path / "exam.jsonl", [{"text": " ".join(WORDS)}])
     found, counts = run(tmp_path, [" ".join(WORDS), " ".join(WORDS)], benchmark)
@@ -107,10 +119,18 @@ def test_of_our_own_artifacts_only_what_is_said_is_a_benchmark(tmp_path):
     assert found[1][1] == "test.parquet:1: asks what is it"
 
 
+@pytest.mark.parametrize("column", ["history", "tool_turns"])
+def test_the_turns_of_our_own_artifacts_are_part_of_a_benchmark(tmp_path, column):
+    turns = [{"role": "tool", "content": " ".join(WORDS[:20]), "tool_calls": ""}]
+    pq.write_table(pa.Table.from_pylist([example(7, "And?") | {column: turns}], schema=EXAMPLE), tmp_path / "t.parquet")
+    found, _ = run(tmp_path, ["Nothing of it.", " ".join(WORDS[3:18])], tmp_path / "t.parquet")
+    assert list(found) == [2]
+
+
 @pytest.mark.parametrize("text", [" ".join(WORDS), "Nothing of it."], ids=["long", "short"])
 def test_equal_hashes_alone_are_no_proof(tmp_path, text):
     """The hashes of one text, as if they belonged to another that has not got its words."""
-    benchmark = write_jsonl(tmp_path / "exam.jsonl", [{"text": f"{text} It is."}])
+    benchmark = write_jsonl(tmp_path / "exam.jsonl", [{"question": text, "answer": "It is."}])
     config, similarity = DecontaminateConfig(against=[str(benchmark)]), NearDuplicatesConfig()
     loaded = decontaminate.load(config, similarity)
     table = pa.Table.from_pylist([example(1, text)], schema=EXAMPLE)

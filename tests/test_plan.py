@@ -210,6 +210,8 @@ def test_split_remembers_the_last_split_of_its_pipeline_and_is_found_again(raw, 
     publish(raw, second)
     again = steps(raw)["split"]
     assert (again.key, again.why) == (second.key, "cached"), "it does not remember itself"
+    patient = steps(raw, split={"max_leak_ratio": 0.5})["split"]
+    assert patient.memory == again.ref, "with the same inputs, but for a setting that only says when to stop, it does"
     grow(raw, tmp_path)
     third = steps(raw)["split"]
     assert third.memory == again.ref
