@@ -74,6 +74,10 @@ class Run:
             damaged = [name for name, ref in inputs.items() if not self.store.verify(ref)]
             inputs = inputs | {name: self._make_again(name) for name in damaged}
             while damaged or (step.memory and not self.store.verify(step.memory)):
+                if not damaged:
+                    log.warning(
+                        "%s: what it remembered was damaged; an older artifact counts, if there is one", stage.name
+                    )
                 step, damaged = look_up(stage, self.config, inputs, self.store), []
         record = _TASKS[stage.name](self.config, step, inputs, return_state=True).result()
         self.refs[stage.name] = record.ref

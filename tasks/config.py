@@ -113,6 +113,12 @@ class SourceConfig(Section):
             raise ValueError("a source has either a 'path' or a 'hub' dataset")
         return self
 
+    @model_validator(mode="after")
+    def _held_out_rows_are_outside_the_mix(self) -> Self:
+        if self.weight is not None and self.split in ("validation", "test"):
+            raise ValueError("'weight' is a share of what is trained on: a source bound to validation or test has none")
+        return self
+
     @field_validator("path")
     @classmethod
     def _has_no_secret(cls, path: str) -> str:

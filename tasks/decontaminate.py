@@ -20,9 +20,10 @@ from tasks.near_duplicates import band_keys, jaccard
 from tasks.schema import EXAMPLE
 from tasks.shingles import Shingles, shingles, words
 from tasks.sources import files, read_rows
-from tasks.texts import spoken
+from tasks.texts import said
 
 MAX_ROW_BYTES = 100_000_000
+_BLANK = dict.fromkeys(EXAMPLE.names, "") | {"line": 0, "history": [], "tool_turns": []}
 
 
 class Contamination(NamedTuple):
@@ -83,7 +84,7 @@ def contaminated(
     table: pa.Table, benchmarks: Benchmarks, config: DecontaminateConfig, similarity: Similarity
 ) -> list[Contamination]:
     """The rows of `table` that hold a piece of a benchmark, each once, in order."""
-    column = spoken(table)
+    column = said(table)
     found = {row.row: row for row in _near(column, benchmarks, similarity)}
     found |= {row.row: row for row in _sharing(column, benchmarks, config)}
     found |= {row.row: row for row in _asking(table, benchmarks)}
@@ -105,7 +106,7 @@ def _sharing(column: pa.Array, benchmarks: Benchmarks, config: DecontaminateConf
 
 def _asking(table: pa.Table, benchmarks: Benchmarks) -> Iterator[Contamination]:
     """Rows that ask just what a benchmark asks, however short that is and whatever they answer."""
-    asked = [f"{row['instruction']}\n{row['input']}" for row in table.select(["instruction", "input"]).to_pylist()]
+    asked = _asked(table)
     for row, key in enumerate(_whole(asked)):
         prompt, number = benchmarks.prompts.get(key, ("", -1))
         if number >= 0 and words(prompt) == words(asked[row]):
@@ -170,24 +171,31 @@ def _texts(source: SourceConfig) -> Iterator[tuple[list[str], str, str]]:
             if row.value is None:
                 raise SourceError(f"benchmark {source.path}: line {row.line}: {row.reason} ({row.detail})")
             where = place({"source": source.label, "file": file.name, "line": row.line})
-            fields = _fields(row.value)
-            strings = _strings(fields)
-            if strings:
-                known = "instruction" in fields
-                asked = [f"{fields['instruction']}\n{fields.get('input', '')}"] if known else list(strings)
-                yield asked, "\n".join(strings), where
+            example = _example(row.value)
+            strings = _strings(row.value)
+            if example is not None:
+                text = said(example)[0].as_py()
+                if text.strip():
+                    yield [prompt for prompt in _asked(example) if prompt], text, where
+            elif strings:
+                yield list(strings), "\n".join(strings), where
 
 
-def _fields(value: dict[str, Any]) -> dict[str, Any]:
+def _example(value: dict[str, Any]) -> pa.Table | None:
+    """A row of known shape as an example, so that it says what the rows say that are compared with it."""
     fields = value
     if not set(EXAMPLE.names) <= set(value):  # else it is an artifact of ours
         try:
-            fields = formats.SHAPES[formats.recognise(set(value))](value)
+            fields = _BLANK | formats.SHAPES[formats.recognise(set(value))](value)
         except (ValueError, formats.BadRow):
-            return value
-    return {
-        name: fields[name] for name in ("history", "instruction", "input", "tool_turns", "output") if name in fields
-    }
+            return None
+    return pa.Table.from_pylist([fields], schema=EXAMPLE)
+
+
+def _asked(table: pa.Table) -> list[str]:
+    """What each row asks, "" behind other turns: `Go on.` is no prompt of its own."""
+    rows = table.select(["history", "instruction", "input"]).to_pylist()
+    return ["" if row["history"] else f"{row['instruction']}\n{row['input']}" for row in rows]
 
 
 def _strings(value: Any) -> Sequence[str]:

@@ -23,6 +23,14 @@ def spoken(table: pa.Table) -> pa.Array:
     return _joined([_flat(table[name]) for name in columns], "\n")
 
 
+def said(table: pa.Table) -> pa.Array:
+    """What is said in each example as it would stand in a text from elsewhere: turns without their roles."""
+    columns = (table[name] for name in ("history", "instruction", "input", "tool_turns", "output"))
+    return _joined(
+        [_contents(each) if pa.types.is_list(each.type) else each.combine_chunks() for each in columns], "\n"
+    )
+
+
 def asked_and_answered(table: pa.Table) -> pa.Array:
     """The instruction and the output of each example, without what the instruction speaks of."""
     return _joined([_flat(table[name]) for name in ("instruction", "output", "tool_calls")], "\n")
@@ -62,6 +70,11 @@ def _flat(column: pa.ChunkedArray, change: Callable[[str], str] = str) -> pa.Arr
         return pa.array([""] * len(column), pa.string())
     rows = [[turn | {"content": change(turn["content"])} for turn in turns] for turns in column.to_pylist()]
     return pa.array([json.dumps(turns, ensure_ascii=False) if turns else "" for turns in rows], pa.string())
+
+
+def _contents(column: pa.ChunkedArray) -> pa.Array:
+    """The contents of the turns of each row, a line each."""
+    return pa.array(["\n".join(turn["content"] for turn in turns) for turns in column.to_pylist()], pa.string())
 
 
 def _changed(texts: pa.Array, change: Callable[[str], str]) -> pa.Array:

@@ -294,6 +294,11 @@ def test_weights_give_the_largest_mix_of_their_proportions(source):
     assert summary.rejected == {"over_weight": 700}
 
 
+def test_a_held_out_source_has_no_weight_in_the_mix(source):
+    with pytest.raises(ValueError, match="a source bound to validation or test has none"):
+        source([MIX], split="test", weight=1.0)
+
+
 def test_caps_come_before_weights_and_held_out_sources_are_left_alone(source):
     learnt = source([MIX | {"input": f"l{n}", "task": "t"} for n in range(100)], "learnt", weight=1.0)
     other = source([MIX | {"input": f"o{n}", "task": "u"} for n in range(100)], "other", weight=2.0)

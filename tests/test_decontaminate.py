@@ -155,3 +155,21 @@ def test_several_benchmarks_of_any_shape_are_counted_apart(tmp_path):
 def test_a_benchmark_that_cannot_be_read_stops_the_run(tmp_path, rows):
     with pytest.raises(SourceError, match=r"exam\.jsonl"):
         run(tmp_path, ["a"], write_jsonl(tmp_path / "exam.jsonl", rows))
+
+
+def test_a_conversation_is_found_as_a_whole_and_not_by_its_last_short_turn(tmp_path):
+    def chat(line: int, asked: str, told: str, output: str) -> dict[str, Any]:
+        turns = [("user", asked), ("assistant", told)]
+        history = [{"role": role, "content": text, "tool_calls": ""} for role, text in turns]
+        return example(line, "Go on.", output) | {"history": history}
+
+    rows = [
+        chat(1, "Tell me about Milan.", "It is a town.", "It has a cathedral."),
+        chat(2, "Count to three.", "One.", "Two."),
+        example(3, "Go on."),
+    ]
+    pq.write_table(pa.Table.from_pylist(rows[:1], schema=EXAMPLE), tmp_path / "t.parquet")
+    config, similarity = DecontaminateConfig(against=[str(tmp_path / "t.parquet")]), NearDuplicatesConfig()
+    loaded = decontaminate.load(config, similarity)
+    found = decontaminate.contaminated(pa.Table.from_pylist(rows, schema=EXAMPLE), loaded, config, similarity)
+    assert [each.row for each in found] == [0]
