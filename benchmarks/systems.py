@@ -55,26 +55,21 @@ def ours_near(path: Path, folder: Path) -> Work:
 
 def rensa_matrix(path: Path, folder: Path) -> Work:
     """All rows that share a band with another one; nothing is verified, and no row of a pair is kept."""
-    from rensa import RMinHash, RMinHashLSH
-
-    rows = _texts(path)
-
-    def find() -> list[int]:
-        matrix = RMinHash.digest_matrix_from_token_sets(_grams(rows), HASHES, 42)
-        flags = RMinHashLSH(THRESHOLD, HASHES, BANDS).query_duplicate_flags_matrix_one_shot(matrix)
-        return [row for row, flag in enumerate(flags) if flag]
-
-    return find
+    return _rensa_flags(path, "digest_matrix_from_token_sets")
 
 
 def rensa_rho(path: Path, folder: Path) -> Work:
     """As `rensa_matrix`, with signatures that look at some of the n-grams only."""
+    return _rensa_flags(path, "digest_matrix_from_token_sets_rho")
+
+
+def _rensa_flags(path: Path, digest: str) -> Work:
     from rensa import RMinHash, RMinHashLSH
 
     rows = _texts(path)
 
     def find() -> list[int]:
-        matrix = RMinHash.digest_matrix_from_token_sets_rho(_grams(rows), HASHES, 42)
+        matrix = getattr(RMinHash, digest)(_grams(rows), HASHES, 42)
         flags = RMinHashLSH(THRESHOLD, HASHES, BANDS).query_duplicate_flags_matrix_one_shot(matrix)
         return [row for row, flag in enumerate(flags) if flag]
 

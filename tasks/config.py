@@ -6,12 +6,13 @@ in the Prefect UI.  Defaults are plain values because the form shows nothing for
 
 import math
 from pathlib import PurePosixPath
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tasks.filters import FILTERS
 from tasks.metrics import METRICS
+from tasks.registry import Registry
 from tasks.repairs import REPAIRS
 from tasks.templates import TEMPLATES
 
@@ -168,28 +169,34 @@ class CollectConfig(Section):
         return sources
 
 
-class RepairConfig(Section):
+class Chosen(Section):
+    """Something chosen by name; `registry` knows the names and their parameters."""
+
+    registry: ClassVar[Registry]
+
+    name: str = Field(description="Its name.")
+    params: Params = Field({}, description="Its parameters; defaults hold for the others.")
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Self:
+        self.registry.check(self.name, self.params)
+        return self
+
+
+class RepairConfig(Chosen):
     """One repair of the clean stage."""
 
+    registry = REPAIRS
+
     name: str = Field(description=f"One of: {', '.join(REPAIRS.names())}.")
-    params: Params = Field({}, description="Parameters of the repair; its defaults hold for the others.")
-
-    @model_validator(mode="after")
-    def _repair_is_known(self) -> Self:
-        REPAIRS.check(self.name, self.params)
-        return self
 
 
-class FilterConfig(Section):
+class FilterConfig(Chosen):
     """One filter of the clean stage."""
 
-    name: str = Field(description=f"One of: {', '.join(FILTERS.names())}.")
-    params: Params = Field({}, description="Parameters of the filter; its defaults hold for the others.")
+    registry = FILTERS
 
-    @model_validator(mode="after")
-    def _filter_is_known(self) -> Self:
-        FILTERS.check(self.name, self.params)
-        return self
+    name: str = Field(description=f"One of: {', '.join(FILTERS.names())}.")
 
 
 Policy = Literal["keep_first", "keep_longest", "drop_all", "keep_all"]

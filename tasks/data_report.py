@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from tasks.funnel import (
-    SPLITS,
     STAGES,
     Change,
     Counts,
@@ -31,6 +30,7 @@ from tasks.funnel import (
     share,
     summed,
 )
+from tasks.layout import SPLITS
 from tasks.run_record import RunFolder, RunRecord, StageRecord
 
 SHOWN = 12

@@ -51,7 +51,7 @@ class _Local:
     """This process, and processes beside it once there is work for them."""
 
     def __init__(self, config: EngineConfig) -> None:
-        self.processes = config.processes or len(os.sched_getaffinity(0))
+        self.processes = config.processes or _cores()
         self._pool: ProcessPoolExecutor | None = None
 
     def map(self, function: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Result]:
@@ -78,6 +78,11 @@ class _Local:
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    """Cores that this process may use; where the system does not say, all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _apply(function: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:

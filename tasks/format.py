@@ -7,10 +7,11 @@ import pyarrow as pa
 
 from tasks.config import FormatConfig
 from tasks.errors import TrainingError
+from tasks.layout import SPLITS
 from tasks.ledger import Ledger, Summary, batches, by_source, rejection
 from tasks.packing import pack
 from tasks.progress import progress
-from tasks.schema import IGNORE_INDEX, PLACE, SPLITS, TOKENIZED
+from tasks.schema import IGNORE_INDEX, PLACE, TOKENIZED
 from tasks.templates import Conversation, Rendered, choose, messages, render, special_token_in
 
 

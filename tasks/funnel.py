@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+from tasks.layout import SPLITS
 from tasks.run_record import RunRecord, StageRecord
 
 STAGES = ("collect", "clean", "split", "format")
 """The stages that work on rows; those after them learn from rows, and lose none."""
 
-SPLITS = ("train", "validation", "test")
 OTHER = "(other)"
 """What profile counts the rarest tasks and languages under."""
 

@@ -13,3 +13,6 @@ UNREAD = (REJECTED, REPAIRED)
 
 RESUME = "resume"
 """Folder of the checkpoints while a stage works; it survives a kill and is never published."""
+
+SPLITS = ("train", "validation", "test")
+"""Folders of split and format."""

@@ -4,15 +4,15 @@ Splits are numbers here: the place of their names in SPLITS.
 """
 
 import hashlib
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from tasks.config import SplitConfig
-from tasks.schema import SPLITS
+from tasks.layout import SPLITS
 from tasks.shingles import compiled
+from tasks.texts import numbers
 
 NONE = -1
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
@@ -39,10 +39,10 @@ def rows_of(table: pa.Table, home: int, config: SplitConfig) -> Rows:
     splits = np.array(["", *SPLITS], object)
     bound = [np.flatnonzero(splits == split)[0] - 1 for split in table["split"].to_pylist()]
     return Rows(
-        ids=_hashed(table["id"].to_pylist()),
-        groups=_hashed(names),
+        ids=numbers(table["id"].to_pylist()),
+        groups=numbers(names),
         shares=np.array([_share(name, config) for name in names]),
-        strata=_hashed(table[config.stratify_by].to_pylist()),
+        strata=numbers(table[config.stratify_by].to_pylist()),
         bound=np.array(bound, np.int8),
         homes=np.full(table.num_rows, home, np.int8),
     )
@@ -166,11 +166,6 @@ def _stratified(rows: Rows, homes: np.ndarray, config: SplitConfig) -> np.ndarra
     wanted = np.full(len(rows.ids), TRAIN, np.int8)
     wanted[free] = split_of[inverse]
     return wanted
-
-
-def _hashed(texts: Sequence[str]) -> np.ndarray:
-    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
-    return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
 def _share(group: str, config: SplitConfig) -> float:

@@ -4,7 +4,6 @@ The rows of lowest rank are kept, and a row's rank is a hash of the seed and its
 most of the same rows when the data grows, wherever the new ones stand.  Caps come before weights.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import pyarrow as pa
 from tasks.config import CollectConfig
 from tasks.ledger import batches, place
 from tasks.schema import PLACE
+from tasks.texts import numbers
 
 _EVERY = 2**64
 
@@ -93,13 +93,8 @@ def _in_mix(table: pa.Table) -> pa.Array:
 def _ranks(table: pa.Table, seed: int) -> np.ndarray:
     """48 bits of the content, so that rows may move; and 16 of the place, so that equal rows differ."""
     rows = table.select(["id", *PLACE]).to_pylist()
-    by_content = _hashed([f"{seed}\0{row['id']}" for row in rows])
-    return by_content >> np.uint64(16) << np.uint64(16) | _hashed([place(row) for row in rows]) >> np.uint64(48)
-
-
-def _hashed(texts: list[str]) -> np.ndarray:
-    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
-    return np.frombuffer(digests, "<u8").astype(np.uint64)
+    by_content = numbers([f"{seed}\0{row['id']}" for row in rows])
+    return by_content >> np.uint64(16) << np.uint64(16) | numbers([place(row) for row in rows]) >> np.uint64(48)
 
 
 def _by_task(tasks: _Codes, rank: np.ndarray, most: int | None) -> dict[str, int]:

@@ -5,8 +5,6 @@ import pyarrow as pa
 IGNORE_INDEX = -100
 """The label of a token that is not supervised, as torch's cross-entropy knows it."""
 
-SPLITS = ("train", "validation", "test")
-
 PLACE = ("source", "file", "line")
 """The columns that say where a row was read."""
 

@@ -14,11 +14,12 @@ from tasks import leak
 from tasks.config import SplitConfig
 from tasks.engine import map_shards
 from tasks.errors import EmptySplitError, LeakError
+from tasks.layout import SPLITS
 from tasks.ledger import Ledger, Summary, batches, by_source, rejection, total
 from tasks.ledger import shards as shards_of
 from tasks.near_pairs import near_pairs
 from tasks.placing import NONE, Rows, place_all, rejection_of, rows_of
-from tasks.schema import EXAMPLE, SPLITS
+from tasks.schema import EXAMPLE
 
 
 def split(config: SplitConfig, inputs: dict[str, Path], out: Path) -> Summary:

@@ -5,6 +5,7 @@ import json
 import unicodedata
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -55,6 +56,12 @@ def hashes(table: pa.Table, columns: Sequence[str], *, normalise: bool, fold: bo
     joined = _joined(texts, _BETWEEN)
     joined = pc.utf8_lower(joined) if fold else joined
     return [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in joined.to_pylist()]
+
+
+def numbers(texts: Sequence[str]) -> np.ndarray:
+    """A number for each text, the same for equal texts: uint64."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, "<u8").astype(np.uint64)
 
 
 def normal(text: str) -> str:

@@ -9,8 +9,9 @@ import pytest
 from tasks.config import FormatConfig
 from tasks.errors import TrainingError
 from tasks.format import format
+from tasks.layout import SPLITS
 from tasks.ledger import ShardWriter, read
-from tasks.schema import EXAMPLE, IGNORE_INDEX, SPLITS
+from tasks.schema import EXAMPLE, IGNORE_INDEX
 
 
 def example(line: int, instruction: str, output: str, **others: str) -> dict[str, object]:

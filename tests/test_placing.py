@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tasks.config import SplitConfig
+from tasks.layout import SPLITS
 from tasks.placing import JOINS, NONE, TEST, TRAIN, VALIDATION, Rows, place_all, rejection_of
-from tasks.schema import SPLITS
 
 CONFIG = SplitConfig(validation=0.25, test=0.25)
 SHARES = {TEST: 0.1, VALIDATION: 0.3, TRAIN: 0.9}

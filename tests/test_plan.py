@@ -15,9 +15,9 @@ from safetensors.numpy import save_file
 from tasks import fingerprint
 from tasks.config import CleanConfig, PipelineConfig, SplitConfig
 from tasks.errors import AttuneError, ModelError, SourceError
+from tasks.layout import SPLITS
 from tasks.placing import by_hash
 from tasks.plan import Step, plan
-from tasks.schema import SPLITS
 from tasks.stages import STAGES
 from tasks.store import ArtifactStore, Manifest
 

@@ -12,9 +12,10 @@ import pytest
 from tasks import ledger
 from tasks.config import SplitConfig
 from tasks.errors import EmptySplitError, LeakError
+from tasks.layout import SPLITS
 from tasks.ledger import Summary, read
 from tasks.placing import by_hash
-from tasks.schema import EXAMPLE, SPLITS
+from tasks.schema import EXAMPLE
 from tasks.split import split
 
 Rows = list[dict[str, Any]]
