@@ -133,7 +133,7 @@ def run_stage(stage: Stage, config: PipelineConfig, step: Step, inputs: dict[str
     store = ArtifactStore(config.store)
     folders = {name: store.path(ref) for name, ref in inputs.items()}
     if stage.base:
-        folders["base"] = base_model.resolve(config.model)
+        folders["base"] = base_model.resolve(config.model, config.store)
     if step.memory is not None:
         folders["previous"] = store.path(step.memory)
     with store.work_folder(stage.name, step.key) as work:
@@ -141,7 +141,8 @@ def run_stage(stage: Stage, config: PipelineConfig, step: Step, inputs: dict[str
             return stage_record(manifest, cached=True, why="another run made it meanwhile")
         began = time.perf_counter()
         with peak_memory() as peak, engine.using(config.engine):
-            summary = stage.function(getattr(config, stage.name), folders, work)
+            family = {"family": step.parts["inputs"]["family"]} if stage.base else {}
+            summary = stage.function(getattr(config, stage.name), folders, work, **family)
         _check_outside(stage, config, step, summary, store)
         manifest = store.commit(
             work,

@@ -1,10 +1,14 @@
 """The base model's folder: found, digested, and refused when unsafe or incomplete, before any library opens it."""
 
+import importlib.util
 import json
 import os
 import re
+import shutil
 from pathlib import Path
+from tempfile import mkdtemp
 
+from tasks import families
 from tasks.config import ModelConfig
 from tasks.errors import ModelError
 from tasks.store import digest_file, digest_json
@@ -14,18 +18,30 @@ _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 _WANTED_FROM_HUB = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
-def resolve(model: ModelConfig) -> Path:
+def resolve(model: ModelConfig, store: str | Path) -> Path:
     """The local folder of the base model, fetched from the Hub when `base` is a name there.
 
-    Raises ModelError when it is missing, incomplete, holds only pickle weights or brings its own code.
+    With `init: scratch` it is built once, beside the artifacts in `store`.  Raises ModelError when it is missing,
+    incomplete, holds only pickle weights or brings its own code.
     """
-    folder = Path(model.base).expanduser()
+    if model.base.startswith("package:"):
+        folder = _in_package(model.base.removeprefix("package:"))
+    else:
+        folder = Path(model.base).expanduser()
     if not folder.exists() and _HUB_NAME.fullmatch(model.base):
         folder = _from_hub(model)
     if not folder.is_dir():
         raise ModelError(f"model.base: there is no folder {folder.absolute()}")
-    _check(folder)
+    _check_files(folder)
+    if model.init == "scratch":
+        return _from_scratch(model, folder, Path(store) / ".scratch")
+    _check_weights(folder)
     return folder
+
+
+def family(model: ModelConfig, folder: Path) -> str:
+    """The family of the base model in `folder`.  Raises ModelError when nothing tells it."""
+    return families.find(folder) if model.family == "auto" else model.family
 
 
 def digest(folder: Path, *, weights: bool) -> str:
@@ -54,15 +70,55 @@ def _from_hub(model: ModelConfig) -> Path:
         ) from None
 
 
-def _check(folder: Path) -> None:
+def _in_package(name: str) -> Path:
+    """NAME/FOLDER: a folder inside an installed Python package, which is looked up but not imported."""
+    package, _, inside = name.partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(f"model.base: the Python package {package!r} is not installed")
+    root = Path(spec.submodule_search_locations[0]).resolve()
+    folder = (root / inside).resolve()
+    if not folder.is_relative_to(root) or folder == root:
+        raise ModelError(f"model.base: package:{name} names no folder inside the package")
+    return folder
+
+
+def _from_scratch(model: ModelConfig, folder: Path, home: Path) -> Path:
+    """A folder with the tokenizer of `folder`, and a model of the given sizes with random weights."""
+    settings = model.model_dump(include={"architecture", "sizes", "seed", "family"})
+    target = home / digest_json([settings, digest(folder, weights=False)])[:32]
+    if target.exists():
+        return target
+    from tasks.scratch import build
+
+    home.mkdir(parents=True, exist_ok=True)
+    fresh = Path(mkdtemp(dir=home))
+    try:
+        build(model, folder, fresh)
+        os.rename(fresh, target)
+    except FileExistsError:  # another run built the same meanwhile
+        pass
+    except OSError:
+        if not target.exists():
+            raise
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return target
+
+
+def _check_files(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir())
     if scripts := [name for name in names if name.endswith(".py")]:
         raise ModelError(f"model.base: {folder} brings its own code ({scripts[0]}); attune runs no remote code")
     for path in {folder / "config.json", *folder.glob("*config.json")}:
-        if "auto_map" in _json(path):
+        if "auto_map" in _json(path, must_be_object=path.name == "config.json"):
             raise ModelError(f"model.base: {path} asks for its own code (auto_map); attune runs no remote code")
     if not any(name.startswith("tokenizer") or name == "vocab.json" for name in names):
         raise ModelError(f"model.base: {folder} holds no tokenizer")
+
+
+def _check_weights(folder: Path) -> None:
+    names = sorted(path.name for path in folder.iterdir())
     shards = [path for path in folder.iterdir() if path.suffix == ".safetensors"]
     if not shards:
         pickles = [name for name in names if Path(name).suffix in _PICKLES]
@@ -103,13 +159,15 @@ def _check_shard(path: Path) -> None:
         )
 
 
-def _json(path: Path) -> dict[str, object]:
+def _json(path: Path, *, must_be_object: bool = True) -> dict[str, object]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"model.base: {path} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"model.base: {path} is not readable JSON: {error}") from None
-    if not isinstance(value, dict):
+    if isinstance(value, dict):
+        return value
+    if must_be_object:
         raise ModelError(f"model.base: {path} holds no JSON object")
-    return value
+    return {}

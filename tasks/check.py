@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -10,12 +11,15 @@ from tasks import base_model
 from tasks.clean import first_failed, repair
 from tasks.collect import examples, rows_of, shape_of
 from tasks.config import PipelineConfig, SourceConfig
+from tasks.encoded import Encoded, Refused
 from tasks.errors import SourceError
-from tasks.format import load_tokenizer, refusal
+from tasks.families import load_family
+from tasks.format import load_tokenizer
 from tasks.packing import pack
 from tasks.placing import by_hash
+from tasks.schema import IGNORE_INDEX
 from tasks.sources import files
-from tasks.templates import Rendered, messages, render
+from tasks.training import steps
 
 SAMPLE_ROWS = 1_000
 """Rows of each source that are cleaned and rendered; all are counted."""
@@ -30,7 +34,7 @@ class SourceCheck:
     rows: int
     looked_at: int
     rejected: Counter[str]  # by reason, among the rows looked at
-    training: list[Rendered]  # the rows looked at that would be trained on
+    training: list[Encoded]  # the rows looked at that would be trained on
 
 
 @dataclass(frozen=True)
@@ -46,15 +50,19 @@ class Check:
     steps: int  # optimizer steps, without early stopping
 
     @property
-    def samples(self) -> list[Rendered]:
+    def samples(self) -> list[Encoded]:
         """Three examples that would be trained on."""
         return [rendered for source in self.sources for rendered in source.training][:3]
 
 
 def check(config: PipelineConfig) -> Check:
     """Read, clean, render and count the first rows of each source; writes nothing.  Raises what a run would raise."""
-    tokenizer = load_tokenizer(base_model.resolve(config.model), config.format.template)
-    sources = [_source(source, config, tokenizer) for source in config.collect.sources]
+    base = base_model.resolve(config.model, config.store)
+    family = load_family(base_model.family(config.model, base))
+    tokenizer = load_tokenizer(base, config.format.template)
+    sources = [_source(source, config, family, tokenizer) for source in config.collect.sources]
+
+    packs = config.format.packing and family.PACKS
 
     def scaled(figure: Any) -> int:
         return round(sum(sum(map(figure, source.training)) * source.rows / source.looked_at for source in sources))
@@ -65,8 +73,8 @@ def check(config: PipelineConfig) -> Check:
         complete=all(source.looked_at == source.rows for source in sources),
         training_rows=scaled(lambda _: 1),
         tokens=scaled(lambda row: len(row.input_ids)),
-        supervised_tokens=scaled(lambda row: sum(row.loss_mask)),
-        steps=config.fine_tune.steps(_packs(sources, config) if config.format.packing else scaled(lambda _: 1)),
+        supervised_tokens=scaled(lambda row: sum(label != IGNORE_INDEX for label in row.labels)),
+        steps=steps(config.fine_tune, _packs(sources, config) if packs else scaled(lambda _: 1)),
     )
 
 
@@ -78,7 +86,7 @@ def _packs(sources: list[SourceCheck], config: PipelineConfig) -> int:
     return round(packs * every / max(1, len(lengths)))
 
 
-def _source(source: SourceConfig, config: PipelineConfig, tokenizer: Any) -> SourceCheck:
+def _source(source: SourceConfig, config: PipelineConfig, family: ModuleType, tokenizer: Any) -> SourceCheck:
     shape = shape_of(source, config.collect.max_row_bytes)
     sample, rows = [], 0
     for row in rows_of(source, files(source), config.collect.max_row_bytes):
@@ -94,11 +102,10 @@ def _source(source: SourceConfig, config: PipelineConfig, tokenizer: Any) -> Sou
     rejected.update(reason for reason in reasons if reason)
     clean = kept.filter(pa.array(reasons == "")).to_pylist()
     training = []
-    conversations = [messages(row) for row in clean]
-    for row, conversation, rendered in zip(clean, conversations, render(conversations, tokenizer), strict=True):
-        reason, _ = refusal(conversation, rendered, tokenizer, config.format.max_seq_length)
-        if reason:
-            rejected[reason] += 1
+    labels = sorted({row["label"] for row in clean} - {""})
+    for row, encoded in zip(clean, family.encode(clean, tokenizer, config.format, labels), strict=True):
+        if isinstance(encoded, Refused):
+            rejected[encoded.reason] += 1
         elif (row["split"] or by_hash(row["group"], config.split)) == "train":
-            training.append(rendered)
+            training.append(encoded)
     return SourceCheck(source.label, shape, rows, len(sample), rejected, training)

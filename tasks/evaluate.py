@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -10,8 +11,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tasks import metrics, templates
 from tasks.config import EvaluateConfig
-from tasks.families import decoder_only
-from tasks.held_out import held_out_rows
+from tasks.families import find, load_family
+from tasks.held_out import class_names, held_out_rows
 from tasks.ledger import ShardWriter, Summary
 from tasks.schema import PREDICTION
 
@@ -24,7 +25,7 @@ Row = dict[str, Any]
 Table = dict[str, dict[str, dict[str, float | int]]]
 
 
-def evaluate(config: EvaluateConfig, inputs: dict[str, Path], out: Path) -> Summary:
+def evaluate(config: EvaluateConfig, inputs: dict[str, Path], out: Path, family: str = "auto") -> Summary:
     """Write `predictions` (columns PREDICTION) of every system; figures hold `evaluation` and `samples`, a few answers.
 
     `evaluation` is {system: {part: {metric: {value, rows}}}} with systems base, tuned and, where fine_tune made one,
@@ -32,7 +33,9 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Path], out: Path) -> Summ
     """
     tokenizer = AutoTokenizer.from_pretrained(inputs["format"] / "tokenizer", trust_remote_code=False)
     rows = held_out_rows(inputs, config.max_rows)
-    scorers = {name: metrics.load(name) for name in config.metrics}
+    model = load_family(find(inputs["base"]) if family == "auto" else family)
+    labels = class_names(inputs["format"])
+    scorers = {name: metrics.load(name) for name in config.metrics or model.METRICS}
     folders = {
         "base": inputs["base"],
         "scratch": inputs["fine_tune"] / "scratch",
@@ -43,7 +46,7 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Path], out: Path) -> Summ
     writer = ShardWriter(out / "predictions", PREDICTION)
     for system, folder in folders.items():
         if folder.exists():
-            answers = _answers(system, decoder_only.load(folder), tokenizer, rows, config)
+            answers = _answers(system, model, model.load(folder, labels=labels), tokenizer, rows, config)
             _score(answers, scorers)
             writer.write(pa.Table.from_pylist(answers, schema=PREDICTION))
             evaluation[system] = _table(answers)
@@ -54,13 +57,17 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Path], out: Path) -> Summ
 
 
 def _answers(
-    system: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[Row], config: EvaluateConfig
+    system: str,
+    family: ModuleType,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[Row],
+    config: EvaluateConfig,
 ) -> list[Row]:
     """One row of PREDICTION, without scores, per test row."""
-    losses = decoder_only.example_losses(model, rows)
-    prompts = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
-    generation = decoder_only.generation_config(tokenizer, config.max_new_tokens)
-    answers = decoder_only.generate(model, prompts, generation, config.batch_size, f"evaluate {system}")
+    losses = family.example_losses(model, rows)
+    generation = family.generation_config(tokenizer, config.max_new_tokens)
+    answers = family.answers(model, rows, generation, config.batch_size, f"evaluate {system}")
     return [
         {
             "id": row["id"],
@@ -68,20 +75,13 @@ def _answers(
             "task": row["task"],
             "system": system,
             "prompt": templates.question(row),
-            "reference": _reference(row, tokenizer),
-            "prediction": tokenizer.decode(answer, skip_special_tokens=True),
+            "reference": family.reference(row, tokenizer, model),
+            "prediction": family.text(answer, tokenizer, model),
             "supervised_tokens": supervised,
             "loss": loss / supervised,
         }
         for row, answer, (loss, supervised) in zip(rows, answers, losses, strict=True)
     ]
-
-
-def _reference(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What was to be answered; a tool call as the template writes it."""
-    if not row["tool_calls"]:
-        return row["output"]
-    return tokenizer.decode(row["input_ids"][row["prompt_tokens"] :], skip_special_tokens=True)
 
 
 def _score(answers: list[Row], scorers: dict[str, Any]) -> None:

@@ -5,11 +5,10 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig
 
-from tasks import templates
 from tasks.config import ExportConfig
 from tasks.errors import ExportError
 from tasks.exporters import huggingface
-from tasks.families import decoder_only
+from tasks.families import find, load_family
 from tasks.held_out import held_out_rows
 from tasks.ledger import Summary, place
 from tasks.model_card import model_card
@@ -26,7 +25,8 @@ def export(config: ExportConfig, inputs: dict[str, Path], out: Path) -> Summary:
     """
     tokenizer = AutoTokenizer.from_pretrained(inputs["format"] / "tokenizer", trust_remote_code=False)
     tuned, folder = inputs["fine_tune"] / "tuned", out / "huggingface"
-    huggingface.write(tuned, tokenizer, decoder_only.generation_config(tokenizer, MAX_NEW_TOKENS), folder)
+    generation = load_family(find(tuned)).generation_config(tokenizer, MAX_NEW_TOKENS)
+    huggingface.write(tuned, tokenizer, generation, folder)
     rows = held_out_rows(inputs, config.parity_rows)
     check_rendering(folder, rows)
     check_answers(tuned, folder, rows)
@@ -38,8 +38,11 @@ def export(config: ExportConfig, inputs: dict[str, Path], out: Path) -> Summary:
 def check_rendering(folder: Path, rows: list[dict[str, Any]]) -> None:
     """The exported tokenizer must turn each test row into the tokens that were trained and evaluated."""
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    family = load_family(find(folder))
     for row in rows:
-        asked = templates.tokens(templates.prompt_text(templates.messages(row)[:-1], tokenizer), tokenizer)
+        if row["truncated"]:  # it was asked with less than its texts
+            continue
+        asked = family.prompt_ids(row, tokenizer)
         if asked != row["input_ids"][: row["prompt_tokens"]]:
             raise ExportError(
                 f"export: the exported tokenizer asks row {place(row)} with other tokens than the "
@@ -49,10 +52,11 @@ def check_rendering(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 def check_answers(tuned: Path, folder: Path, rows: list[dict[str, Any]]) -> None:
     """The exported model must answer each test row with the tokens of the evaluated one."""
-    prompts = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
-    generation = GenerationConfig.from_pretrained(folder, max_new_tokens=PARITY_TOKENS)
+    family = load_family(find(folder))
+    generates = (folder / "generation_config.json").exists()
+    generation = GenerationConfig.from_pretrained(folder, max_new_tokens=PARITY_TOKENS) if generates else None
     answers = [
-        decoder_only.generate(decoder_only.load(each), prompts, generation, BATCH_SIZE, f"export {each.name}")
+        family.answers(family.load(each), rows, generation, BATCH_SIZE, f"export {each.name}")
         for each in (tuned, folder)
     ]
     for row, evaluated, exported in zip(rows, *answers, strict=True):

@@ -3,41 +3,49 @@
 import logging
 import math
 import time
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset
-from transformers import EarlyStoppingCallback, TrainingArguments
+from transformers import AutoConfig, EarlyStoppingCallback, PreTrainedModel, TrainingArguments
 
 from tasks.config import FineTuneConfig
-from tasks.families import decoder_only
-from tasks.layout import RESUME
+from tasks.families import find, load_family
+from tasks.held_out import class_names
+from tasks.layout import PACKS, RESUME
 from tasks.ledger import ShardWriter, Summary, read
 from tasks.schema import HISTORY, IGNORE_INDEX
-from tasks.training import TokenTrainer, TrainingLog, history, last_checkpoint
+from tasks.training import TokenTrainer, TrainingLog, history, last_checkpoint, steps
 
 log = logging.getLogger("attune.fine_tune")
 
 STARTS = {"tuned": "the base model", "scratch": "a random initialisation"}
 
 
-def fine_tune(config: FineTuneConfig, inputs: dict[str, Path], out: Path) -> Summary:
+def fine_tune(config: FineTuneConfig, inputs: dict[str, Path], out: Path, family: str = "auto") -> Summary:
     """Write `tuned/` (a Hugging Face folder), with scratch_control also `scratch/`, and `history` (columns HISTORY).
 
     Goes on from the last complete checkpoint in `out/resume`.  Raises TrainingError when a loss is not finite.
     """
-    examples = read(inputs["format"] / "train", columns=["input_ids", "labels", "pack"])
-    train = packed_rows(examples)
+    kind = load_family(find(inputs["base"]) if family == "auto" else family)
+    labels = class_names(inputs["format"])
+    examples = read(inputs["format"] / "train", columns=["input_ids", "labels"])
+    packs = inputs["format"] / PACKS
+    train = packed_rows(examples, read(packs)["pack"].to_numpy()) if packs.exists() else Dataset(examples)
     validation = read(inputs["format"] / "validation", columns=["input_ids", "labels"]).to_pylist()
     records: list[dict[str, Any]] = []
     figures: dict[str, Any] = {"packed_rows": train.num_rows, "precision": "bf16" if uses_bf16(config) else "fp32"}
     for system in ("tuned", "scratch") if config.scratch_control else ("tuned",):
         log.info("%s: %d rows, from %s", system, train.num_rows, STARTS[system])
         began = time.perf_counter()
-        trainer = _train(system, inputs["base"], config, train, validation, out / RESUME / system)
-        decoder_only.save(trainer.model, inputs["base"], out / system)
+        make = kind.load if system == "tuned" else partial(kind.from_scratch, seed=config.seed)
+        trainer = _train(system, kind, make(inputs["base"], labels=labels), config, train, validation, out / RESUME)
+        _save(trainer.model, inputs["base"], out / system)
         records += history(system, trainer.state.log_history)
         figures[system] = {
             "steps": trainer.state.global_step,
@@ -51,22 +59,27 @@ def fine_tune(config: FineTuneConfig, inputs: dict[str, Path], out: Path) -> Sum
     return Summary(rows_in=examples.num_rows, rows_kept=examples.num_rows, figures=figures)
 
 
-def packed_rows(examples: pa.Table) -> Dataset:
-    """Join the examples (columns of TOKENIZED) of each pack into one row: input_ids, labels, position_ids.
+def packed_rows(examples: pa.Table, packs: np.ndarray) -> Dataset:
+    """Join the examples (input_ids, labels) of each pack into one row: input_ids, labels, position_ids.
 
-    Examples without a pack stay rows of their own.  Positions begin anew with each example, and the first token of an
-    example is not supervised, since the one before it belongs to another document.
+    Positions begin anew with each example, and the first token of an example is not supervised, since the one before
+    it belongs to another document.
     """
-    rows: list[dict[str, list[int]]] = []
-    current = -1
-    for example in examples.to_pylist():
-        if example["pack"] == -1 or example["pack"] != current:
-            rows.append({"input_ids": [], "labels": [], "position_ids": []})
-            current = example["pack"]
-        rows[-1]["input_ids"] += example["input_ids"]
-        rows[-1]["labels"] += [IGNORE_INDEX, *example["labels"][1:]]
-        rows[-1]["position_ids"] += range(len(example["input_ids"]))
+    rows: list[dict[str, list[int]]] = [
+        {"input_ids": [], "labels": [], "position_ids": []} for _ in range(packs.max() + 1)
+    ]
+    for example, pack in zip(examples.to_pylist(), packs, strict=True):
+        row = rows[pack]
+        row["input_ids"] += example["input_ids"]
+        row["labels"] += [IGNORE_INDEX, *example["labels"][1:]]
+        row["position_ids"] += range(len(example["input_ids"]))
     return Dataset(pa.Table.from_pylist(rows))
+
+
+def _save(model: PreTrainedModel, base: Path, folder: Path) -> None:
+    """Write `model` as safetensors in the precision that the base model is stored in."""
+    stored = AutoConfig.from_pretrained(base, trust_remote_code=False).dtype or torch.float32
+    model.to(stored).save_pretrained(folder)
 
 
 def uses_bf16(config: FineTuneConfig) -> bool:
@@ -79,14 +92,21 @@ def uses_bf16(config: FineTuneConfig) -> bool:
 
 
 def _train(
-    system: str, base: Path, config: FineTuneConfig, train: Dataset, validation: list[dict[str, Any]], checkpoints: Path
+    system: str,
+    family: ModuleType,
+    model: PreTrainedModel,
+    config: FineTuneConfig,
+    train: Dataset,
+    validation: list[dict[str, Any]],
+    resume: Path,
 ) -> TokenTrainer:
     """Train to the end and load the best checkpoint."""
-    model = decoder_only.load(base) if system == "tuned" else decoder_only.from_scratch(base, config.seed)
+    checkpoints = resume / system
     callbacks = [TrainingLog(system)]
     if config.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience, config.early_stopping_threshold))
     trainer = TokenTrainer(
+        family=family,
         model=model,
         args=_arguments(config, train.num_rows, checkpoints),
         train_dataset=train,
@@ -102,9 +122,9 @@ def _train(
 
 
 def _arguments(config: FineTuneConfig, rows: int, checkpoints: Path) -> TrainingArguments:
-    steps = config.steps(rows)
+    total = steps(config, rows)
     validations = max(1, round(config.evals_per_epoch * (config.epochs if not config.max_steps else 1)))
-    every = max(1, math.ceil(steps / validations))
+    every = max(1, math.ceil(total / validations))
     return TrainingArguments(
         output_dir=str(checkpoints),
         per_device_train_batch_size=config.per_device_batch_size,

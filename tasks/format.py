@@ -1,41 +1,51 @@
-"""Format: render and tokenise the examples, mark what is supervised, and pack the training rows."""
+"""Format: turn the examples into tokens, mark what is supervised, and pack the training rows."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tasks.config import FormatConfig
+from tasks.encoded import Encoded, Refused
 from tasks.errors import TrainingError
-from tasks.layout import SPLITS
-from tasks.ledger import Ledger, Summary, batches, by_source, rejection
+from tasks.families import find, load_family
+from tasks.layout import LABELS, PACKS, SPLITS
+from tasks.ledger import Ledger, ShardWriter, Summary, batches, by_source, rejection
 from tasks.packing import pack
 from tasks.progress import progress
 from tasks.schema import IGNORE_INDEX, PLACE, TOKENIZED
-from tasks.templates import Conversation, Rendered, choose, messages, render, special_token_in
+from tasks.schema import PACKS as PACK_COLUMNS
+from tasks.templates import choose
 
 
-def format(config: FormatConfig, inputs: dict[str, Path], out: Path) -> Summary:
+def format(config: FormatConfig, inputs: dict[str, Path], out: Path, family: str = "auto") -> Summary:
     """Write `train`, `validation`, `test` (columns TOKENIZED) and `tokenizer/`, which carries the chat template.
 
-    Rejects examples that are longer than max_seq_length (`too_many_tokens`), that have nothing to learn
-    (`no_supervised_tokens`), whose text holds a special token (`special_token_in_text`) or where training and serving
-    would tokenise the prompt differently (`token_across_prompt_end`).  Raises TrainingError when nothing is left.
+    Where rows are packed, `packs` (column PACKS) says which of train share a row; a classifier has `labels.json`, the
+    names of its classes.  Rejects examples that cannot be used; their reasons stand at the family's `encode`.  Raises
+    TrainingError when nothing of a split is left, or when more than max_reject_ratio of all rows was rejected.
     """
+    model = load_family(find(inputs["base"]) if family == "auto" else family)
     tokenizer = load_tokenizer(inputs["base"], config.template)
     tokenizer.save_pretrained(out / "tokenizer")
+    labels = label_names(inputs["split"] / "train") if model.__name__.endswith("classifier") else []
+    if labels:
+        (out / LABELS).write_text(json.dumps(labels, ensure_ascii=False), encoding="utf-8")
     figures: dict[str, Any] = {}
     with Ledger(out) as ledger:
         for name in SPLITS:
             ledger.table(name, TOKENIZED)
-            rows = _tokenize(inputs["split"] / name, tokenizer, config, ledger)
-            figures[name] = _figures(rows)
-            if not rows:
+            lengths, figures[name] = _encode(inputs["split"] / name, model, tokenizer, config, labels, ledger)
+            if not len(lengths):
                 raise TrainingError(f"format: no example of {name} can be used: {dict(ledger.rejected)}")
-            if name == "train" and config.packing:
-                rows = _packed(rows, config.max_seq_length)
-                figures[name]["packed_rows"] = rows[-1]["pack"] + 1
-            ledger.keep(name, pa.Table.from_pylist(rows, schema=TOKENIZED))
+            if name == "train" and config.packing and model.PACKS:
+                figures[name]["packed_rows"] = _write_packs(lengths, config.max_seq_length, out / PACKS)
+    _check_rejected(ledger, config)
     return ledger.summary(**figures)
 
 
@@ -48,63 +58,57 @@ def load_tokenizer(base: Path, template: str) -> Any:
     return tokenizer
 
 
-def refusal(conversation: Conversation, rendered: Rendered, tokenizer: Any, max_seq_length: int) -> tuple[str, str]:
-    """Reason and detail for which a rendered conversation cannot be used, or two empty texts."""
-    if special := special_token_in(conversation, tokenizer):
-        return "special_token_in_text", f"{special} would be read as a mark of the template"
-    if not any(rendered.loss_mask):
-        return "no_supervised_tokens", "the answer leaves no token to learn from"
-    if len(rendered.input_ids) > max_seq_length:
-        return "too_many_tokens", f"{len(rendered.input_ids)} tokens, format.max_seq_length is {max_seq_length}"
-    if not rendered.clean_cut:
-        return "token_across_prompt_end", "one token reaches from the prompt into the answer"
-    return "", ""
+def label_names(train: Path) -> list[str]:
+    """The classes of a split, sorted; rows without a label do not count."""
+    found = {label for table in batches(train, columns=["label"]) for label in pc.unique(table["label"]).to_pylist()}
+    return sorted(found - {"", None})
 
 
-def _tokenize(examples: Path, tokenizer: Any, config: FormatConfig, ledger: Ledger) -> list[dict[str, Any]]:
-    rows = []
+def _encode(
+    examples: Path, model: ModuleType, tokenizer: Any, config: FormatConfig, labels: Sequence[str], ledger: Ledger
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Write one split; returns the length of each row in tokens, and figures."""
+    lengths: list[int] = []
+    supervised = truncated = 0
     for table in progress(batches(examples, rows=1000), f"format {examples.name}", unit="batches"):
         ledger.enter(by_source(table))
-        rejected = []
-        batch = table.to_pylist()
-        conversations = [messages(row) for row in batch]
-        for example, conversation, rendered in zip(batch, conversations, render(conversations, tokenizer), strict=True):
-            reason, detail = refusal(conversation, rendered, tokenizer, config.max_seq_length)
-            if reason:
-                rejected.append(rejection(example, reason, detail))
-            else:
-                rows.append(_row(example, rendered))
-        ledger.reject(rejected)
-    return rows
-
-
-def _row(example: dict[str, Any], rendered: Rendered) -> dict[str, Any]:
-    labels = [
-        token if supervised else IGNORE_INDEX
-        for token, supervised in zip(rendered.input_ids, rendered.loss_mask, strict=True)
-    ]
-    row = {name: example[name] for name in ("id", *PLACE, "task")}
-    return row | {
-        "input_ids": rendered.input_ids,
-        "labels": labels,
-        "prompt_tokens": rendered.prompt_tokens,
-        "pack": -1,
-    }
-
-
-def _packed(rows: list[dict[str, Any]], max_seq_length: int) -> list[dict[str, Any]]:
-    """The rows with their pack, in its order."""
-    packs = pack([len(row["input_ids"]) for row in rows], max_seq_length)
-    packed = [row | {"pack": number} for row, number in zip(rows, packs, strict=True)]
-    return sorted(packed, key=lambda row: row["pack"])
-
-
-def _figures(rows: list[dict[str, Any]]) -> dict[str, int]:
-    lengths = [len(row["input_ids"]) for row in rows]
-    supervised = sum(len(row["input_ids"]) - row["prompt_tokens"] for row in rows)
-    return {
-        "rows": len(rows),
+        rows = table.to_pylist()
+        encoded = model.encode(rows, tokenizer, config, labels)
+        pairs = list(zip(rows, encoded, strict=True))
+        ledger.reject([rejection(row, *refused) for row, refused in pairs if isinstance(refused, Refused)])
+        kept = [_row(row, found) for row, found in pairs if isinstance(found, Encoded)]
+        ledger.keep(examples.name, pa.Table.from_pylist(kept, schema=TOKENIZED))
+        lengths += [len(row["input_ids"]) for row in kept]
+        supervised += sum(label != IGNORE_INDEX for row in kept for label in row["labels"])
+        truncated += sum(row["truncated"] for row in kept)
+    figures = {
+        "rows": len(lengths),
         "tokens": sum(lengths),
         "supervised_tokens": supervised,
         "longest_tokens": max(lengths, default=0),
+        "truncated": truncated,
     }
+    return np.array(lengths, np.int32), figures
+
+
+def _row(example: dict[str, Any], encoded: Encoded) -> dict[str, Any]:
+    return {name: example[name] for name in ("id", *PLACE, "task")} | encoded._asdict()
+
+
+def _write_packs(lengths: np.ndarray, capacity: int, folder: Path) -> int:
+    """Write which packed row each training row is in; returns how many packed rows there are."""
+    packs = np.asarray(pack(lengths.tolist(), capacity), np.int32)
+    writer = ShardWriter(folder, PACK_COLUMNS)
+    writer.write(pa.table({"pack": packs}))
+    writer.close()
+    return int(packs.max()) + 1
+
+
+def _check_rejected(ledger: Ledger, config: FormatConfig) -> None:
+    rejected = sum(ledger.rejected.values())
+    if rejected > config.max_reject_ratio * ledger.rows_in:
+        raise TrainingError(
+            f"format: {rejected} of {ledger.rows_in} rows cannot be used: {dict(ledger.rejected)}; "
+            f"format.max_reject_ratio is {config.max_reject_ratio:g}.  Raise format.max_seq_length or it, or see "
+            "format.truncation"
+        )

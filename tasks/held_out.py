@@ -1,9 +1,11 @@
 """The test split as evaluate and export read it: tokens of format joined with the texts of split."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
+from tasks.layout import LABELS
 from tasks.ledger import place, read
 
 
@@ -14,3 +16,9 @@ def held_out_rows(inputs: dict[str, Path], max_rows: int | None) -> list[dict[st
     if max_rows is None or len(rows) <= max_rows:
         return rows
     return sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).digest())[:max_rows]
+
+
+def class_names(formatted: Path) -> list[str]:
+    """The names of a classifier's classes, in their order; other families have none."""
+    path = formatted / LABELS
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []

@@ -16,3 +16,9 @@ RESUME = "resume"
 
 SPLITS = ("train", "validation", "test")
 """Folders of split and format."""
+
+PACKS = "packs"
+"""Folder of format with the packed row of each training row; it is missing where rows are not packed."""
+
+LABELS = "labels.json"
+"""File of format with the names of the classes, in their order; only classifiers have one."""

@@ -106,13 +106,14 @@ def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
 def outside_inputs(stage: Stage, config: PipelineConfig) -> dict[str, str]:
     """Digests of what a stage reads that no stage made: the source files, the base model."""
     if stage.name == "collect":
-        base_model.resolve(config.model)  # a bad base is told before any data is touched
+        base_model.resolve(config.model, config.store)  # a bad base is told before any data is touched
         return {f"source {source.label}": sources.digest(source) for source in config.collect.sources}
     if stage.name == "clean":
         return _files_of_clean(config)
     if stage.base:
-        folder = base_model.resolve(config.model)
-        return {f"base {stage.base}": base_model.digest(folder, weights=stage.base == "model")}
+        folder = base_model.resolve(config.model, config.store)
+        family = base_model.family(config.model, folder)
+        return {f"base {stage.base}": base_model.digest(folder, weights=stage.base == "model"), "family": family}
     return {}
 
 

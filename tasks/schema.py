@@ -72,13 +72,17 @@ TOKENIZED = pa.schema(
         ("file", pa.string()),
         ("line", pa.int64()),
         ("task", pa.string()),
-        ("input_ids", pa.list_(pa.int32())),  # the whole conversation, stop token included
-        ("labels", pa.list_(pa.int32())),  # input_ids where supervised, IGNORE_INDEX elsewhere
+        ("input_ids", pa.list_(pa.int32())),  # decoder-only: the whole conversation; else what the encoder reads
+        ("labels", pa.list_(pa.int32())),  # decoder-only: input_ids where supervised, IGNORE_INDEX elsewhere;
+        # encoder-decoder: the answer; classifier: the number of its class, alone
         ("prompt_tokens", pa.int32()),  # input_ids[:prompt_tokens] is what the model is asked with
-        ("pack", pa.int32()),  # the packed row it is trained in; rows of one pack stand together
+        ("truncated", pa.bool_()),  # something of it was cut off to fit max_seq_length
     ]
 )
 """What format keeps, filed by train, validation and test."""
+
+PACKS = pa.schema([("pack", pa.int32())])
+"""For each row of format's train, in order, the packed row that it is trained in; only where rows are packed."""
 
 HISTORY = pa.schema(
     [

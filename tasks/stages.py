@@ -2,7 +2,8 @@
 
 A stage `name` is the function `name` in the module `tasks.<name>`, sees the config section `name`, and leaves artifacts
 in the folder `name`.  Its signature is `stage(config, inputs, out) -> Summary`: `inputs` maps the names in
-`Stage.inputs` (and `base`) to folders, `out` is the folder to write into.
+`Stage.inputs` (and `base`) to folders, `out` is the folder to write into.  A stage that reads the base model gets its
+`family` as well.
 """
 
 import importlib

@@ -224,6 +224,12 @@ def tokens(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def until_stop(answer: list[int], stop_token_ids: Sequence[int]) -> list[int]:
+    """The generated tokens before the first stop token."""
+    end = next((i for i, token in enumerate(answer) if token in stop_token_ids), len(answer))
+    return answer[:end]
+
+
 def render(conversations: Sequence[Conversation], tokenizer: "PreTrainedTokenizerBase") -> list[Rendered]:
     """Render conversations that end with the assistant's turn, and mark the tokens of that turn.
 

@@ -6,15 +6,15 @@ import math
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from tasks.config import FineTuneConfig
 from tasks.errors import TrainingError
-from tasks.families import decoder_only
-from tasks.schema import IGNORE_INDEX
 
 log = logging.getLogger("attune.fine_tune")
 
@@ -25,15 +25,17 @@ class TokenTrainer(Trainer):
     `eval_dataset` holds unpacked rows (input_ids, labels); its loss is exact, whatever the batch size.
     """
 
-    def __init__(self, *, label_smoothing: float, **kwargs: Any) -> None:
-        super().__init__(compute_loss_func=self._loss, data_collator=decoder_only.collate, **kwargs)
-        self.label_smoothing = label_smoothing
+    def __init__(self, *, family: ModuleType, label_smoothing: float, **kwargs: Any) -> None:
+        super().__init__(compute_loss_func=family.summed_loss, data_collator=family.collate, **kwargs)
+        self.family, self.label_smoothing = family, label_smoothing
         self.remove_callback(PrinterCallback)
 
-    def _loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None) -> torch.Tensor:
-        losses = decoder_only.token_losses(outputs.logits, labels, self.label_smoothing)
-        supervised = (labels[:, 1:] != IGNORE_INDEX).sum() if num_items_in_batch is None else num_items_in_batch
-        return losses.sum() / supervised
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """The mean over the supervised tokens of the global batch, of which `inputs` is a part."""
+        loss = self.family.summed_loss(model, inputs, self.label_smoothing) / num_items_in_batch
+        return loss * self.accelerator.num_processes  # gradients are averaged over the processes, not summed
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass; raises TrainingError when its loss is not finite."""
@@ -47,7 +49,7 @@ class TokenTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Mean loss per supervised token over the validation rows, as `eval_loss`."""
-        losses = decoder_only.example_losses(self.model, self.eval_dataset)
+        losses = self.family.example_losses(self.model, self.eval_dataset)
         mean = sum(total for total, _ in losses) / sum(count for _, count in losses)
         if not math.isfinite(mean):
             raise TrainingError(
@@ -133,3 +135,9 @@ def history(system: str, records: list[dict[str, float]]) -> list[dict[str, Any]
         for record in records
         if "loss" in record or "eval_loss" in record
     ]
+
+
+def steps(config: FineTuneConfig, rows: int) -> int:
+    """Optimizer steps of a whole training over `rows` rows (packed rows with packing)."""
+    batches = math.ceil(rows / config.per_device_batch_size)
+    return config.max_steps or math.ceil(math.ceil(batches / config.gradient_accumulation_steps) * config.epochs)

@@ -8,12 +8,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STAGES = ["collect", "clean", "split", "format", "fine_tune", "evaluate", "export"]
 LAYERS = [
-    {"errors", "layout", "schema", "registry", "progress", "memory", "markup"},
+    {"errors", "layout", "schema", "registry", "progress", "memory", "markup", "encoded", "losses", "devices"},
     {"filters", "repairs", "personal_data", "metrics", "templates", "packing"},
-    {"config"},
+    {"config", "families"},
     {"config_file", "engine"},
     {"store", "ledger", "sources", "formats", "texts", "shingles", "near_duplicates"},
-    {"base_model", "fingerprint", "held_out", "families", "exporters", "profile", "sampling", "contract"},
+    {"base_model", "fingerprint", "held_out", "scratch", "exporters", "profile", "sampling", "contract"},
     {"near_pairs", "decontaminate", "duplicates", "placing", "leak"},
     {"stages", "training", "model_card", "run_record"},
     {"plan", "report", "data_report", "funnel", *STAGES},
@@ -25,7 +25,9 @@ HEAVY = {"torch", "transformers", "prefect", "evaluate", "datasets", "pandas", "
 HEAVY |= {"huggingface_hub", "ray"}
 LIGHT = [
     "flows/cli.py",
-    *(f"tasks/{name}.py" for name in ("config", "config_file", "plan", "stages", "store", "fingerprint", "base_model")),
+    *(f"tasks/config/{path.name}" for path in sorted((ROOT / "tasks" / "config").glob("*.py"))),
+    "tasks/families/__init__.py",
+    *(f"tasks/{name}.py" for name in ("config_file", "plan", "stages", "store", "fingerprint", "base_model")),
     *(
         f"tasks/{name}.py"
         for name in ("repairs", "templates", "run_record", "report", "data_report", "funnel", "registry", "errors")

@@ -98,7 +98,7 @@ BREAKS = {
 def test_an_unsafe_or_incomplete_folder_is_refused_and_the_file_named(base, break_it, says):
     break_it(base)
     with pytest.raises(ModelError) as refusal:
-        resolve(ModelConfig(base=str(base)))
+        resolve(ModelConfig(base=str(base)), base)
     assert str(refusal.value).startswith("model.base: ")
     assert says in str(refusal.value)
     assert str(base) in str(refusal.value)
@@ -107,13 +107,13 @@ def test_an_unsafe_or_incomplete_folder_is_refused_and_the_file_named(base, brea
 @pytest.mark.parametrize("change", [lambda base: None, shard, with_file("pytorch_model.bin", "beside")])
 def test_a_whole_folder_passes(base, change):
     change(base)
-    assert resolve(ModelConfig(base=str(base))) == base
+    assert resolve(ModelConfig(base=str(base)), base) == base
 
 
 @pytest.mark.parametrize("name", ["nobody/has-this", "has-this", "/no/such/folder", "../../outside", "a\nb"])
 def test_what_is_nowhere_is_refused_by_its_name(name):
     with pytest.raises(ModelError) as refusal:
-        resolve(ModelConfig(base=name))
+        resolve(ModelConfig(base=name), "store")
     assert str(refusal.value).startswith("model.base: ")
     assert name in str(refusal.value)
 

@@ -30,7 +30,7 @@ def raw(tmp_path: Path) -> dict[str, Any]:
     """A config over a small source and a base model whose files are whole, but which nobody can run."""
     base = tmp_path / "base"
     base.mkdir()
-    (base / "config.json").write_text('{"architectures": ["None"]}')
+    (base / "config.json").write_text('{"architectures": ["NoForCausalLM"]}')
     (base / "tokenizer.json").write_text("{}")
     save_file({"weight": np.zeros(4)}, base / "model.safetensors")
     sources = [{"path": str(write_jsonl(tmp_path / "colours.jsonl", ROWS))}]

@@ -6,8 +6,9 @@ from pathlib import Path
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 
-def write(tuned: Path, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig, folder: Path) -> None:
-    """Write a folder that `AutoModelForCausalLM.from_pretrained` opens; weights are copied byte for byte."""
+def write(tuned: Path, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None, folder: Path) -> None:
+    """Write a folder that `from_pretrained` opens; weights are copied byte for byte."""
     shutil.copytree(tuned, folder)
     tokenizer.save_pretrained(folder)
-    generation.save_pretrained(folder)
+    if generation is not None:
+        generation.save_pretrained(folder)

@@ -1,117 +1,127 @@
 """Decoder-only models: GPT-2, Llama, Qwen and the rest of AutoModelForCausalLM."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from tasks import templates
+from tasks import losses, templates
+from tasks.config import FormatConfig
+from tasks.devices import on_device
+from tasks.encoded import Encoded, Refused
+from tasks.families.batches import Row, by_length, by_tokens, left_padded, right_padded
 from tasks.progress import progress
 from tasks.schema import IGNORE_INDEX
 
-LOGITS_IN_BATCH = 2**26
-SMALL_PARAMETERS = 5_000_000
-
-Row = Mapping[str, Any]
+METRICS = ("exact_match", "rouge_l")
+PACKS = True
+TOKENS_IN_BATCH = 8192
 
 disable_progress_bar()  # the Trainer and from_pretrained would draw one for every checkpoint
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def encode(
+    examples: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: FormatConfig, labels: Sequence[str] = ()
+) -> list[Encoded | Refused]:
+    """Render the conversations whole, and supervise the assistant's turns in them."""
+    conversations = [templates.messages(example) for example in examples]
+    return [
+        _encoded(conversation, rendered, tokenizer, config)
+        for conversation, rendered in zip(conversations, templates.render(conversations, tokenizer), strict=True)
+    ]
+
+
+def _encoded(
+    conversation: templates.Conversation,
+    rendered: templates.Rendered,
+    tokenizer: PreTrainedTokenizerBase,
+    config: FormatConfig,
+) -> Encoded | Refused:
+    if special := templates.special_token_in(conversation, tokenizer):
+        return Refused("special_token_in_text", f"{special} would be read as a mark of the template")
+    if not any(rendered.loss_mask):
+        return Refused("no_supervised_tokens", "the answer leaves no token to learn from")
+    if len(rendered.input_ids) > config.max_seq_length:
+        return Refused(
+            "too_many_tokens", f"{len(rendered.input_ids)} tokens, format.max_seq_length is {config.max_seq_length}"
+        )
+    if not rendered.clean_cut:
+        return Refused("token_across_prompt_end", "one token reaches from the prompt into the answer")
+    labels = [
+        token if supervised else IGNORE_INDEX
+        for token, supervised in zip(rendered.input_ids, rendered.loss_mask, strict=True)
+    ]
+    return Encoded(rendered.input_ids, labels, rendered.prompt_tokens, False)
+
+
+def prompt_ids(example: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that the model is asked with: the conversation up to where its last answer begins."""
+    return templates.tokens(templates.prompt_text(templates.messages(example)[:-1], tokenizer), tokenizer)
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32, labels: Sequence[str] = ()) -> PreTrainedModel:
     """The model in `folder`, on the GPU where there is one, ready to evaluate."""
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True
     )
-    return _on_device(model).eval()
+    return on_device(model).eval()
 
 
-def from_scratch(folder: Path, seed: int) -> PreTrainedModel:
+def from_scratch(folder: Path, seed: int, labels: Sequence[str] = ()) -> PreTrainedModel:
     """A model of the same shape as the one in `folder`, randomly initialised."""
     torch.manual_seed(seed)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return _on_device(AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa"))
-
-
-def save(model: PreTrainedModel, base: Path, folder: Path) -> None:
-    """Write `model` as safetensors in the precision that the base model is stored in."""
-    stored = AutoConfig.from_pretrained(base, trust_remote_code=False).dtype or torch.float32
-    model.to(stored).save_pretrained(folder)
-
-
-def device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _on_device(model: PreTrainedModel) -> PreTrainedModel:
-    """The model where it will run; a small one gets a single CPU thread.
-
-    The operations of a small model are too short to share, and threads that wait for each other spin.  On two shared
-    cores (2026-11-22) 60 steps of the quickstart took 6.4 s with two threads, but beside another training job 40 steps
-    of twice the tokens took 64 s; with one thread 60 steps took 9.7 s alone and 10.7 s beside another such job.
-    """
-    if model.num_parameters() < SMALL_PARAMETERS:
-        torch.set_num_threads(1)
-    return model.to(device())
+    return on_device(AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa"))
 
 
 def collate(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
     """Right-pad packed rows to one length.
 
-    Rows hold input_ids, labels and position_ids; the result holds each as int64 of shape (rows, longest).  Positions
-    begin anew at 0 with each document, and the padding is a document of its own: that is how attention, given no
-    mask and no cache, keeps documents apart.
+    Rows hold input_ids, labels and, where several documents share a row, position_ids; the result holds each as int64
+    of shape (rows, longest).  Positions begin anew at 0 with each document, and the padding is a document of its own:
+    that is how attention, given no mask and no cache, keeps documents apart.
     """
     longest = max(len(row["input_ids"]) for row in rows)
-
-    def padded(name: str, fill: int) -> torch.Tensor:
-        return torch.tensor([list(row[name]) + [fill] * (longest - len(row[name])) for row in rows])
-
-    positions = [list(row["position_ids"]) + list(range(longest - len(row["position_ids"]))) for row in rows]
+    positions = [
+        [*row.get("position_ids", range(len(row["input_ids"]))), *range(longest - len(row["input_ids"]))]
+        for row in rows
+    ]
     return {
-        "input_ids": padded("input_ids", 0),
-        "labels": padded("labels", IGNORE_INDEX),
+        "input_ids": right_padded([row["input_ids"] for row in rows], 0),
+        "labels": right_padded([row["labels"] for row in rows], IGNORE_INDEX),
         "position_ids": torch.tensor(positions),
     }
 
 
-def token_losses(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-    """Cross-entropy in nats of each token with the one before it as its predictor; 0 where it is not supervised.
-
-    logits (rows, length, vocabulary), labels (rows, length) -> (rows, length - 1).  Label smoothing gives the target
-    1 - e and spreads e evenly over the vocabulary (Szegedy et al. 2016, arXiv:1512.00567).
-    """
-    return functional.cross_entropy(
-        logits[:, :-1].float().transpose(1, 2),
-        labels[:, 1:],
-        ignore_index=IGNORE_INDEX,
-        reduction="none",
-        label_smoothing=label_smoothing,
-    )
+def summed_loss(model: PreTrainedModel, batch: dict[str, torch.Tensor], label_smoothing: float = 0.0) -> torch.Tensor:
+    """Each supervised token is predicted by the one before it; `labels` of a row's first token do not count."""
+    inputs, supervised, targets = _at(batch)
+    return losses.summed_loss(model, inputs, supervised, targets, label_smoothing)
 
 
-@torch.inference_mode()
 def example_losses(model: PreTrainedModel, rows: Sequence[Row]) -> list[tuple[float, int]]:
-    """For each row the summed loss of its supervised tokens, in nats, and their number.
-
-    Batches are cut so that their logits stay below LOGITS_IN_BATCH numbers, whatever the vocabulary.
-    """
+    """For each row the summed loss of its supervised tokens, in nats, and their number."""
     model.eval()
-    losses: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    tokens_in_batch = LOGITS_IN_BATCH // model.config.vocab_size
-    for chosen in _by_tokens([len(row["input_ids"]) for row in rows], tokens_in_batch):
-        batch = collate([{"position_ids": range(len(rows[i]["input_ids"])), **rows[i]} for i in chosen])
-        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-        labels = batch.pop("labels")
-        sums = token_losses(model(**batch, use_cache=False).logits, labels).sum(dim=1)
-        counts = (labels[:, 1:] != IGNORE_INDEX).sum(dim=1)
-        for index, total, count in zip(chosen, sums.tolist(), counts.tolist(), strict=True):
-            losses[index] = (total, count)
-    return losses
+    found: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    for chosen in by_tokens([len(row["input_ids"]) for row in rows], TOKENS_IN_BATCH):
+        batch = {name: tensor.to(model.device) for name, tensor in collate([rows[i] for i in chosen]).items()}
+        inputs, supervised, targets = _at(batch)
+        each = losses.token_losses(model, inputs, supervised, targets).double()
+        sums = each.new_zeros(len(chosen)).index_add_(0, supervised.nonzero()[:, 0], each)
+        for index, total, count in zip(chosen, sums.tolist(), supervised.sum(1).tolist(), strict=True):
+            found[index] = (total, count)
+    return found
+
+
+def _at(batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """Inputs of the model, the tokens whose next one is supervised, and those next ones."""
+    following = batch["labels"].roll(-1, 1)
+    following[:, -1] = IGNORE_INDEX
+    supervised = following != IGNORE_INDEX
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    return inputs, supervised, following[supervised]
 
 
 def generation_config(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
@@ -122,46 +132,38 @@ def generation_config(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -
 
 
 @torch.inference_mode()
-def generate(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, batch_size: int, title: str
+def answers(
+    model: PreTrainedModel, rows: Sequence[Row], generation: GenerationConfig, batch_size: int, title: str
 ) -> list[list[int]]:
-    """The tokens that `model` answers to each prompt, without the prompt and from the stop token on cut off.
+    """The tokens that `model` answers to each row's prompt, from the stop token on cut off.
 
     Prompts of similar length are answered together, left-padded.
     """
-    answers: list[list[int]] = [[]] * len(prompts)
-    groups = list(_by_length([len(prompt) for prompt in prompts], batch_size))
+    prompts = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
+    found: list[list[int]] = [[]] * len(prompts)
+    groups = list(by_length([len(prompt) for prompt in prompts], batch_size))
     for chosen in progress(groups, title, total=len(groups), unit="batches"):
-        longest = max(len(prompts[i]) for i in chosen)
-        pads = [longest - len(prompts[i]) for i in chosen]
-        ids = [[config.pad_token_id] * pad + list(prompts[i]) for pad, i in zip(pads, chosen, strict=True)]
-        mask = [[0] * pad + [1] * (longest - pad) for pad in pads]
+        asked = [prompts[i] for i in chosen]
+        ids = left_padded(asked, generation.pad_token_id)
+        mask = left_padded([[1] * len(prompt) for prompt in asked], 0)
         output = model.generate(
-            torch.tensor(ids, device=model.device),
-            attention_mask=torch.tensor(mask, device=model.device),
-            generation_config=config,
+            ids.to(model.device), attention_mask=mask.to(model.device), generation_config=generation
         )
-        for index, answer in zip(chosen, output[:, longest:].tolist(), strict=True):
-            answers[index] = _until_stop(answer, config.eos_token_id)
-    return answers
+        for index, answer in zip(chosen, output[:, ids.shape[1] :].tolist(), strict=True):
+            found[index] = templates.until_stop(answer, generation.eos_token_id)
+    return found
 
 
-def _by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Positions of items in batches of similar length, the longest first, so that memory runs out at once or never."""
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    for begin in range(0, len(order), batch_size):
-        yield order[begin : begin + batch_size]
+def text(answer: Sequence[int], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> str:
+    """An answer in words."""
+    return tokenizer.decode(answer, skip_special_tokens=True)
 
 
-def _by_tokens(lengths: Sequence[int], tokens_in_batch: int) -> Iterator[list[int]]:
-    """Positions of items in batches of similar length, of at most `tokens_in_batch` tokens with their padding."""
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    while order:
-        size = max(1, tokens_in_batch // lengths[order[0]])
-        yield order[:size]
-        order = order[size:]
+def reference(row: Row, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> str:
+    """What was to be answered: the output of the example, or its tokens where there are only these.
 
-
-def _until_stop(answer: list[int], stop_token_ids: list[int]) -> list[int]:
-    end = next((i for i, token in enumerate(answer) if token in stop_token_ids), len(answer))
-    return answer[:end]
+    A tool call is shown as the template writes it.
+    """
+    if row.get("output") and not row["tool_calls"]:
+        return row["output"]
+    return tokenizer.decode(row["input_ids"][row["prompt_tokens"] :], skip_special_tokens=True)
