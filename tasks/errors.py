@@ -38,7 +38,13 @@ class TemplateError(AttuneError):
 
 
 class TrainingError(AttuneError):
-    """Training cannot go on: a non-finite loss, or nothing to learn from."""
+    """Training cannot go on: a non-finite loss, no memory, or nothing to learn from."""
+
+
+class Interrupted(AttuneError):
+    """SIGTERM came.  What was done is kept, and the same command goes on from there.  Exit code 75, "try again"."""
+
+    exit_code = 75
 
 
 class ExportError(AttuneError):

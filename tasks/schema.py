@@ -89,10 +89,11 @@ HISTORY = pa.schema(
         ("system", pa.string()),  # tuned or scratch
         ("step", pa.int64()),  # optimizer steps done
         ("epoch", pa.float64()),
-        ("loss", pa.float64()),  # mean training loss per supervised token since the last record
+        ("loss", pa.float64()),  # mean training loss per supervised token of the step
         ("validation_loss", pa.float64()),  # mean per supervised token over the validation split
+        ("validation_metric", pa.float64()),  # metric_for_best_model, where that is not the loss
         ("learning_rate", pa.float64()),
-        ("grad_norm", pa.float64()),
+        ("grad_norm", pa.float64()),  # before clipping
     ]
 )
 """What fine_tune recorded while training; null where a record does not hold that figure."""

@@ -1,143 +1,421 @@
-"""What attune adds to the Hugging Face Trainer: a loss per supervised token, a stop when it is not finite, a log."""
+"""Training: the Hugging Face Trainer with a loss per supervised token, checkpoints that hold, and ways to stop."""
 
+import contextvars
+import hashlib
 import json
 import logging
 import math
-import shutil
-import sys
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
-from tqdm import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+)
 
+from tasks import adapters, checkpoints, metrics, precision
 from tasks.config import FineTuneConfig
-from tasks.errors import TrainingError
+from tasks.errors import Interrupted, TrainingError
+from tasks.families import load_family
+from tasks.held_out import class_names
+from tasks.interrupts import StopRequest, on_sigterm
+from tasks.optimizers import optimizer
+from tasks.schema import IGNORE_INDEX
+from tasks.training_log import TrainingLog
+from tasks.training_rows import Order, TrainingRows, validation_rows
 
 log = logging.getLogger("attune.fine_tune")
+
+PLACES_SHOWN = 5
+
+Watcher = Callable[[int, float], None]
+_watcher: contextvars.ContextVar[Watcher | None] = contextvars.ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watched_by(watcher: Watcher) -> Iterator[None]:
+    """Inside, `watcher(step, value)` hears of each validation of the tuned system; what it raises ends the training.
+
+    `value` is that of metric_for_best_model.
+    """
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: everything that a process needs to do its part of it."""
+
+    system: str  # tuned or scratch
+    family: str
+    base: Path
+    formatted: Path  # the artifact of format
+    config: FineTuneConfig
+    checkpoints: Path  # folder that survives a kill
+
+    @property
+    def settings(self) -> str:
+        """Digest of what it trains with; a checkpoint of other settings does not count."""
+        return hashlib.sha256(self.config.model_dump_json().encode()).hexdigest()
+
+
+def train(job: Job) -> Path:
+    """Train to the end, from the newest checkpoint if there is one; returns the last checkpoint.
+
+    When memory runs out, the rows per forward pass are halved and the passes per step doubled, so that the global batch
+    stays, and it goes on from the last finished step.  Raises TrainingError when the loss or a gradient is not finite
+    or when not even one row fits, Interrupted after SIGTERM.
+    """
+    choices = Choices.read(job)
+    with on_sigterm() as stop:
+        while True:
+            checkpoint = checkpoints.newest(job.checkpoints, job.settings)
+            if checkpoint and _is_finished(checkpoints.state(checkpoint)):
+                return checkpoint
+            if checkpoint:
+                log.info("%s: goes on from %s", job.system, checkpoint.name)
+            choices.write(job)
+            try:
+                TokenTrainer(job, choices, stop).run(checkpoint)
+            except _OutOfMemory as error:
+                choices = choices.with_less_memory(error)
+                log.warning("%s: out of memory; goes on with %d rows per pass", job.system, choices.batch_size)
+
+
+@dataclass
+class Choices:
+    """What was decided while training and must be the same when it goes on; `choices.json` beside the checkpoints."""
+
+    precision: str
+    batch_size: int  # rows per forward pass and device
+    accumulation: int  # forward passes per optimizer step
+    out_of_memory: int = 0  # how often memory ran out
+
+    @classmethod
+    def read(cls, job: Job) -> "Choices":
+        """Those of the training that goes on, or those of the settings."""
+        config, path = job.config, job.checkpoints / "choices.json"
+        if path.exists():
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        return cls(precision.choose(config.precision), config.per_device_batch_size, config.gradient_accumulation_steps)
+
+    def write(self, job: Job) -> None:
+        """Keep them."""
+        job.checkpoints.mkdir(parents=True, exist_ok=True)
+        fresh = job.checkpoints / ".choices.json"
+        fresh.write_text(json.dumps(vars(self)), encoding="utf-8")
+        fresh.replace(job.checkpoints / "choices.json")
+
+    def with_less_memory(self, error: BaseException) -> "Choices":
+        """Half of the rows per pass (or the next smaller part that keeps the global batch)."""
+        part = next((part for part in range(2, self.batch_size + 1) if self.batch_size % part == 0), 0)
+        if not part:
+            raise TrainingError(
+                f"fine_tune: memory runs out with one row per forward pass ({error}). Lower format.max_seq_length, or "
+                "set fine_tune.gradient_checkpointing or fine_tune.method: lora"
+            ) from None
+        return Choices(self.precision, self.batch_size // part, self.accumulation * part, self.out_of_memory + 1)
 
 
 class TokenTrainer(Trainer):
     """Trainer whose losses are means over supervised tokens, in training over the whole global batch.
 
-    `eval_dataset` holds unpacked rows (input_ids, labels); its loss is exact, whatever the batch size.
+    Its checkpoints are sealed; it can stop between any two steps, and within one, without a trace in the result.
     """
 
-    def __init__(self, *, family: ModuleType, label_smoothing: float, **kwargs: Any) -> None:
-        super().__init__(compute_loss_func=family.summed_loss, data_collator=family.collate, **kwargs)
-        self.family, self.label_smoothing = family, label_smoothing
+    def __init__(self, job: Job, choices: Choices, stop: StopRequest) -> None:
+        self.job, self.stop, self.family = job, stop, load_family(job.family)
+        self._saving_in: str | None = None
+        self._saved_step = 0
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rows = TrainingRows(job.formatted, choices.batch_size * processes if processes > 1 else 1)
+        self.order = Order(self.rows, job.config.seed)
+        self.tokens = 0  # handed out for training so far, without padding
+        callbacks: list[Any] = [TrainingLog(job.system, lambda: self.tokens)]
+        if job.config.early_stopping_patience:
+            callbacks.append(
+                EarlyStoppingCallback(job.config.early_stopping_patience, job.config.early_stopping_threshold)
+            )
+        super().__init__(
+            model=starting_model(job, choices.precision),
+            args=_arguments(job, choices, self.rows.rows),
+            data_collator=self._collate,
+            train_dataset=self.rows,
+            eval_dataset=validation_rows(job.formatted, job.config.validation_max_rows),
+            callbacks=callbacks,
+            optimizer_cls_and_kwargs=optimizer(job.config),
+        )
         self.remove_callback(PrinterCallback)
+        self.tokenizer = AutoTokenizer.from_pretrained(job.formatted / "tokenizer", trust_remote_code=False)
+
+    def run(self, checkpoint: Path | None) -> None:
+        """Train to the end."""
+        self._saved_step = checkpoints.state(checkpoint)["global_step"] if checkpoint else 0
+        with self.stop.waiting(), suppress(_Finished):
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        self.stop.raise_if_asked()
+
+    def _collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        self.tokens += sum(len(row["input_ids"]) for row in rows)
+        return self.family.collate(rows) | {"rows": torch.tensor([row["row"] for row in rows])}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Order:
+        return self.order
+
+    def _run_epoch(self, *, epoch: int, **kwargs: Any) -> None:
+        self.order.epoch = epoch
+        super()._run_epoch(epoch=epoch, **kwargs)
+
+    # The loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
+        """Supervised tokens of the global batch: of all passes and all processes."""
+        count = sum((batch["labels"] != IGNORE_INDEX).sum() for batch in batch_samples)
+        return self.accelerator.gather(torch.as_tensor(count, device=device)).sum().clamp(min=1)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """The mean over the supervised tokens of the global batch, of which `inputs` is a part."""
-        loss = self.family.summed_loss(model, inputs, self.label_smoothing) / num_items_in_batch
+        """The part of `inputs` in the mean over the supervised tokens of the global batch."""
+        loss = self.family.summed_loss(model, inputs, self.job.config.label_smoothing) / num_items_in_batch
         return loss * self.accelerator.num_processes  # gradients are averaged over the processes, not summed
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One forward and backward pass; raises TrainingError when its loss is not finite."""
-        loss = super().training_step(*args, **kwargs)
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """One forward and backward pass."""
+        rows = inputs.pop("rows").tolist()
+        if self.stop.asked and self.accelerator.num_processes == 1:
+            self._leave_step()
+            raise self._interrupted()
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error) or self.accelerator.num_processes > 1:
+                raise
+            self._leave_step()
+            raise _OutOfMemory(str(error).splitlines()[0]) from None
         if not torch.isfinite(loss):
-            raise TrainingError(
-                f"fine_tune: the loss is {loss.item()} at step {self.state.global_step + 1}; nothing was published. "
-                "Lower fine_tune.learning_rate, or look at the rows with `attune check`"
-            )
+            raise self._not_finite(f"the loss is {loss.item()}", rows)
+        self._last_rows = rows
         return loss
 
-    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Mean loss per supervised token over the validation rows, as `eval_loss`."""
-        losses = self.family.example_losses(self.model, self.eval_dataset)
-        mean = sum(total for total, _ in losses) / sum(count for _, count in losses)
-        if not math.isfinite(mean):
-            raise TrainingError(
-                f"fine_tune: the validation loss is {mean} at step {self.state.global_step}; nothing was published"
-            )
-        metrics = {"eval_loss": mean}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The norm before clipping; the weights must not take a step that is no number."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if not math.isfinite(norm):
+            raise self._not_finite(f"the gradients' norm is {float(norm)}", self._last_rows)
+        return norm
 
-
-class TrainingLog(TrainerCallback):
-    """Shows training: a bar at a terminal, one line per validation; and validates after the last step."""
-
-    def __init__(self, system: str) -> None:
-        self.system = system
-        self._last: dict[str, float] = {}
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Begin the bar where training begins or goes on."""
-        self._bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc=f"fine_tune {self.system}",
-            unit=" steps",
-            disable=None,
-            leave=False,
-            file=sys.stderr,
+    def _not_finite(self, what: str, rows: list[int]) -> TrainingError:
+        places = self.rows.places(rows)
+        more = f" and {len(places) - PLACES_SHOWN} more" if len(places) > PLACES_SHOWN else ""
+        return TrainingError(
+            f"fine_tune: {what} at step {self.state.global_step + 1}, on {', '.join(places[:PLACES_SHOWN])}{more}; "
+            "nothing was published, and the last checkpoint stays. Lower fine_tune.learning_rate, or look at the rows"
         )
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the bar; ask for a validation and a checkpoint of the last step."""
-        self._bar.update()
-        if state.global_step >= state.max_steps:
-            control.should_evaluate = control.should_save = True
+    # Validation
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any
-    ) -> None:
-        """Show the newest figures."""
-        shown = {"loss": "loss", "eval_loss": "val", "learning_rate": "lr"}
-        self._last |= {shown[name]: value for name, value in logs.items() if name in shown}
-        self._bar.set_postfix({name: f"{value:.3g}" for name, value in self._last.items()})
-        if "eval_loss" in logs:
-            loss = self._last.get("loss", float("nan"))
-            log.info(
-                "%s: step %d of %d, loss %.4f, validation loss %.4f",
-                self.system,
-                state.global_step,
-                state.max_steps,
-                loss,
-                logs["eval_loss"],
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Mean loss per supervised token as `eval_loss`, and metric_for_best_model as `eval_<name>`."""
+        name, step = self.job.config.metric_for_best_model, self.state.global_step
+        with self.stop.waiting(self.accelerator.num_processes > 1):
+            values = self._values(name)
+        if not math.isfinite(values["loss"]):
+            raise TrainingError(
+                f"fine_tune: the validation loss is {values['loss']} at step {step}; nothing was published"
             )
+        found = {f"eval_{each}": value for each, value in values.items()}
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        if self.job.system == "tuned" and (watcher := _watcher.get()):
+            watcher(step, values[name])
+        return found
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """End the bar."""
-        self._bar.close()
+    def _values(self, name: str) -> dict[str, float]:
+        model = self.model.eval()
+        losses = self.family.example_losses(model, self.eval_dataset)
+        values = {"loss": sum(total for total, _ in losses) / sum(count for _, count in losses)}
+        if name != "loss":
+            longest = max(len(row["labels"]) for row in self.eval_dataset)
+            generation = self.family.generation_config(self.tokenizer, longest)
+            answers = self.family.answers(model, self.eval_dataset, generation, 32, "fine_tune validation")
+            predictions = [self.family.text(answer, self.tokenizer, model) for answer in answers]
+            references = [self.family.reference(row, self.tokenizer, model) for row in self.eval_dataset]
+            values[name] = metrics.value(name, predictions, references)
+        return values
 
+    # Checkpoints
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; torn ones are removed with a warning.
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint and _validation_is_due(vars(self.state)):
+            self._load_rng_state(resume_from_checkpoint)
+            self.control.should_training_stop = self.state.global_step >= max_steps
+            self.control.should_evaluate = self.control.should_save = True
+            self._globalstep_last_logged = self.state.global_step
+            self._maybe_log_save_evaluate(torch.zeros(()), None, prepared[0], None, 0, None, 0.0)
+            if self.control.should_training_stop:
+                raise _Finished
+        return prepared
 
-    The Trainer writes trainer_state.json last, so a checkpoint with a readable one is complete.
-    """
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in checkpoints:
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self._after_step = _random_states()
         try:
-            json.loads((checkpoint / "trainer_state.json").read_text())
-        except (OSError, ValueError):
-            log.warning("%s is torn and was removed; training goes on from the one before", checkpoint)
-            shutil.rmtree(checkpoint)
-        else:
-            return checkpoint
-    return None
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except Interrupted:  # while validating: that is done first when it goes on
+            self._save_checkpoint(self.model_wrapped, None)
+            raise
+        if self._everyone_stops():
+            if self._saved_step != self.state.global_step:
+                self._save_checkpoint(self.model_wrapped, None)
+            raise self._interrupted()
+
+    def _leave_step(self) -> None:
+        """Give up a step in the middle: what it began is forgotten, and what was done before is saved."""
+        self.model_wrapped.zero_grad()
+        if self._saved_step != self.state.global_step:
+            _set_random_states(self._after_step)
+            self._save_checkpoint(self.model_wrapped, None)
+
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(
+            f"fine_tune: stopped by SIGTERM after step {self.state.global_step} of {self.state.max_steps}, which is "
+            "saved; run the same command again and it goes on"
+        )
+
+    def _everyone_stops(self) -> bool:
+        """Whether one of the processes was asked to stop."""
+        if self.accelerator.num_processes == 1:
+            return self.stop.asked
+        return bool(self.accelerator.gather(torch.tensor(self.stop.asked, device=self.args.device)).any())
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """As the Trainer does, but sealed, and under its name only once it is whole."""
+        folder, main = self.job.checkpoints, self.args.should_save
+        self.accelerator.wait_for_everyone()
+        with checkpoints.writing(folder, self.state.global_step, self.job.settings, main=main) as parent:
+            self._saving_in = str(parent)
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            self._saving_in = None
+            if main:  # a pickle that nobody reads
+                (parent / f"checkpoint-{self.state.global_step}" / "training_args.bin").unlink(missing_ok=True)
+        if main:
+            checkpoints.remove_old(folder, self.state.best_global_step)
+        self.accelerator.wait_for_everyone()
+        self._saved_step = self.state.global_step
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return self._saving_in or super()._get_output_dir(trial)
 
 
-def history(system: str, records: list[dict[str, float]]) -> list[dict[str, Any]]:
-    """The Trainer's log as rows of HISTORY."""
-    names = {"loss": "loss", "eval_loss": "validation_loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm"}
-    return [
-        {"system": system, "step": record["step"], "epoch": record["epoch"]}
-        | {column: record.get(name) for name, column in names.items()}
-        for record in records
-        if "loss" in record or "eval_loss" in record
-    ]
+class _OutOfMemory(Exception):
+    """Memory ran out within a step; what was done before it is saved."""
+
+
+class _Finished(Exception):
+    """Nothing is left to train."""
+
+
+def starting_model(job: Job, precision: str) -> PreTrainedModel:
+    """The model that training begins with: the base, also with an adapter, or a random initialisation."""
+    family, labels = load_family(job.family), class_names(job.formatted)
+    torch.manual_seed(job.config.seed)
+    if job.system == "scratch":
+        return family.from_scratch(job.base, job.config.seed, labels)
+    if job.config.method == "full":
+        return family.load(job.base, torch.float32, labels)
+    return adapters.add(adapters.load_base(job.base, job.family, labels, job.config, precision), job.family, job.config)
 
 
 def steps(config: FineTuneConfig, rows: int) -> int:
     """Optimizer steps of a whole training over `rows` rows (packed rows with packing)."""
-    batches = math.ceil(rows / config.per_device_batch_size)
-    return config.max_steps or math.ceil(math.ceil(batches / config.gradient_accumulation_steps) * config.epochs)
+    in_batch = config.per_device_batch_size * config.gradient_accumulation_steps * config.processes
+    return config.max_steps or math.ceil(math.ceil(rows / in_batch) * config.epochs)
+
+
+def _arguments(job: Job, choices: Choices, rows: int) -> TrainingArguments:
+    config = job.config
+    total = steps(config, rows)
+    validations = max(1, round(config.evals_per_epoch * (config.epochs if not config.max_steps else 1)))
+    every = max(1, math.ceil(total / validations))
+    return TrainingArguments(
+        output_dir=str(job.checkpoints),
+        per_device_train_batch_size=choices.batch_size,
+        gradient_accumulation_steps=choices.accumulation,
+        learning_rate=config.learning_rate,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        warmup_steps=config.warmup_ratio,
+        lr_scheduler_type="constant_with_warmup" if config.lr_scheduler == "constant" else config.lr_scheduler,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        neftune_noise_alpha=config.neftune_noise_alpha or None,
+        activation_checkpointing=config.gradient_checkpointing,
+        bf16=choices.precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        metric_for_best_model=config.metric_for_best_model,
+        greater_is_better=config.metric_for_best_model != "loss",
+        logging_steps=1,  # so that a history that was interrupted is the same as one that was not
+        logging_nan_inf_filter=False,
+        seed=config.seed,
+        report_to=list(config.report_to) or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        dataloader_pin_memory=torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+    )
+
+
+def _validation_is_due(state: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint was saved where the validation of its step had not ended."""
+    step = state["global_step"]
+    if not step or (step % state["eval_steps"] and step < state["max_steps"]):
+        return False
+    return not any(record["step"] == step and "eval_loss" in record for record in state["log_history"])
+
+
+def _is_finished(state: Mapping[str, Any]) -> bool:
+    stopped = state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]
+    return stopped and not _validation_is_due(state)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _random_states() -> dict[str, Any]:
+    cuda = torch.cuda.random.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+    }
+
+
+def _set_random_states(states: Mapping[str, Any]) -> None:
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if states["cuda"]:
+        torch.cuda.random.set_rng_state_all(states["cuda"])

@@ -15,7 +15,8 @@ LAYERS = [
     {"store", "ledger", "sources", "formats", "texts", "shingles", "near_duplicates"},
     {"base_model", "fingerprint", "held_out", "scratch", "exporters", "profile", "sampling", "contract"},
     {"near_pairs", "decontaminate", "duplicates", "placing", "leak"},
-    {"stages", "training", "model_card", "run_record"},
+    {"checkpoints", "interrupts", "precision", "optimizers", "requirements", "training_rows", "training_log", "adapters"},
+    {"stages", "training", "launch", "model_card", "run_record"},
     {"plan", "report", "data_report", "funnel", *STAGES},
     {"check"},
 ]

@@ -55,7 +55,7 @@ def refused(tmp_path: Path):
         ("fine_tune: {epochs: .inf}", "fine_tune.epochs: input should be a finite number, got inf"),
         ("fine_tune: {weight_decay: .nan}", "fine_tune.weight_decay: input should be"),
         ("split: {test: 1.0}", "split.test: input should be less than 1, got 1.0"),
-        ("evaluate: {metrics: []}", "evaluate.metrics: list should have at least 1 item"),
+        ("export: {formats: []}", "export.formats: list should have at least 1 item"),
         ("name: Has Spaces", "name: string should match pattern"),
         ("fine_tune: {lr_scheduler: step}", "fine_tune.lr_scheduler: input should be 'linear', 'cosine' or 'constant'"),
         # what does not exist, or does not go together
@@ -139,7 +139,7 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
         ("evaluate.max_rows=null", "evaluate.max_rows", None),
         ("fine_tune.scratch_control=true", "fine_tune.scratch_control", True),
         ("evaluate.metrics=[rouge_l]", "evaluate.metrics", ["rouge_l"]),
-        ("evaluate.metrics=[]", None, "evaluate.metrics: list should have at least 1 item"),
+        ("export.formats=[]", None, "export.formats: list should have at least 1 item"),
         ("collect.sources.1.path=c=d.csv", "collect.sources.1.path", "c=d.csv"),
         ("name=a-b", "name", "a-b"),
         ("fine_tune.seed=-1", None, "fine_tune.seed: input should be greater than or equal to 0, got -1"),

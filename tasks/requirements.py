@@ -1,0 +1,25 @@
+"""What settings of fine_tune need of the machine; told before any data is touched."""
+
+from importlib.util import find_spec
+
+from tasks.config import FineTuneConfig
+from tasks.errors import ConfigError
+
+
+def check(config: FineTuneConfig) -> None:
+    """Raise ConfigError for settings that cannot work here."""
+    for field, value in (("method", "qlora"), ("optimizer", "adamw_8bit")):
+        if getattr(config, field) == value:
+            _needs_cuda(f"fine_tune.{field}: {value}")
+    for tracker in config.report_to:
+        if find_spec(tracker) is None:
+            raise ConfigError(f"fine_tune.report_to: {tracker} is not installed")
+
+
+def _needs_cuda(setting: str) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(f"{setting} needs a GPU with CUDA, and there is none here")
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(f"{setting} needs bitsandbytes, which is not installed: pip install 'attune[cuda]'")
