@@ -142,6 +142,7 @@ def run_stage(stage: Stage, config: PipelineConfig, step: Step, inputs: dict[str
         began = time.perf_counter()
         with peak_memory() as peak, engine.using(config.engine):
             family = {"family": step.parts["inputs"]["family"]} if stage.base else {}
+            os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(config.runs) / "tensorboard"))
             summary = stage.function(getattr(config, stage.name), folders, work, **family)
         _check_outside(stage, config, step, summary, store)
         manifest = store.commit(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks import base_model, fingerprint, sources
+from tasks import base_model, fingerprint, requirements, sources
 from tasks.config import PipelineConfig, SourceConfig
 from tasks.errors import ConfigError
 from tasks.stages import STAGES, Stage
@@ -106,7 +106,8 @@ def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
 def outside_inputs(stage: Stage, config: PipelineConfig) -> dict[str, str]:
     """Digests of what a stage reads that no stage made: the source files, the base model."""
     if stage.name == "collect":
-        base_model.resolve(config.model, config.store)  # a bad base is told before any data is touched
+        base_model.resolve(config.model, config.store)  # what cannot work is told before any data is touched
+        requirements.check(config.fine_tune)
         return {f"source {source.label}": sources.digest(source) for source in config.collect.sources}
     if stage.name == "clean":
         return _files_of_clean(config)

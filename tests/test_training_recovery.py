@@ -104,12 +104,39 @@ def test_killed_at_a_moment_and_started_again(tmp_path, made, base, undisturbed,
     assert digests(tmp_path / "out") == undisturbed
 
 
+KILL_POINTS = [
+    *(f"passes:{number}" for number in range(1, 17)),
+    *(f"step:{number}" for number in range(1, 9)),
+    *(f"{name}:{number}" for name in ("validation", "saving", "saved") for number in (1, 2)),
+]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_at_every_step_and_again_at_the_next_one(tmp_path, made, base, undisturbed):
-    """One training that is killed in each of its steps, before anything of it is saved, then in each of its saves."""
-    moments = [f"step:{step}" for step in range(1, 9)] + ["saving:1", "saving:1", "saved:1", "validation:1"]
-    for moment in moments:
+def test_killed_at_every_pass_step_validation_and_save(tmp_path, made, base, undisturbed):
+    """Prints the table of docs/training.md: `pytest tests/test_training_recovery.py -m slow -k every_pass -s`."""
+    name = "tuned/model.safetensors"
+    print(f"\n{'undisturbed':14} {undisturbed[name][:16]}")
+    for moment in KILL_POINTS:
+        out = tmp_path / moment.replace(":", "-")
+        kill(made, base, out, moment)
+        run(made, base, out, **TRAINING)
+        print(f"{moment:14} {digests(out)[name][:16]}")
+        assert digests(out) == undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_again_and_again(tmp_path, made, base, undisturbed):
+    """One training that is killed in each of its steps, and then in each of its saves."""
+    for moment in [
+        *(f"step:{step}" for step in range(1, 5)),
+        "saving:1",
+        "saved:1",
+        "validation:1",
+        "step:2",
+        "saving:1",
+    ]:
         kill(made, base, tmp_path / "out", moment)
     run(made, base, tmp_path / "out", **TRAINING)
     assert digests(tmp_path / "out") == undisturbed
