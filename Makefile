@@ -1,4 +1,4 @@
-.PHONY: bench-data help setup pipeline base-model quickstart-data test test-slow lint check
+.PHONY: bench-data bench-training help setup pipeline base-model quickstart-data test test-slow lint check
 PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/quickstart.yaml
@@ -36,6 +36,9 @@ test-slow: .venv/.installed-slow  ## the tests that take minutes: a browser, S3,
 bench-data: setup  ## the data stages beside other libraries: make bench-data PEERS='--python datatrove=PATH'
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	@$(BIN)/python benchmarks/data.py $(PEERS)
+
+bench-training: setup  ## training beside other libraries: make bench-training PEERS='--python trl=PATH'
+	@$(BIN)/python benchmarks/training.py $(PEERS)
 
 lint: setup  ## ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

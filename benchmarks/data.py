@@ -69,7 +69,7 @@ class Measured(NamedTuple):
 def main(arguments: list[str] | None = None) -> None:
     """Measure, and print."""
     options = _options(arguments)
-    print(f"{_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()}")
+    print(f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {platform.system()}")
     for work, counts in (("near_duplicates", options.near_rows), ("data", options.data_rows)):
         by_count = {}
         for count in counts:
@@ -109,7 +109,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name where Linux tells it."""
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
@@ -187,10 +187,10 @@ def _title(work: str, count: int) -> str:
 def _print_figures(title: str, measured: Measured, ours: Measured) -> None:
     for name, value in measured.figures.items():
         ratio = value / ours.figures[name] if ours.system == OURS and ours.figures[name] else None
-        _print_line(title, f"{measured.system} {measured.version}", value, UNITS[name], ratio)
+        print_line(title, f"{measured.system} {measured.version}", value, UNITS[name], ratio)
 
 
-def _print_line(work: str, system: str, value: float, unit: str, ratio: float | None) -> None:
+def print_line(work: str, system: str, value: float, unit: str, ratio: float | None) -> None:
     ratio_to_ours = None if ratio is None else round(ratio, 4)
     line = {"work": work, "system": system, "value": round(value, 6), "unit": unit, "ratio_to_ours": ratio_to_ours}
     print(json.dumps(line), flush=True)
@@ -214,9 +214,9 @@ def _print_growth(work: str, by_count: dict[int, list[Measured]]) -> None:
             title, name = f"{work}, from {few:,} to {many:,} rows", f"{after.system} {after.version}"
             for figure in ("work_cpu_s", "peak_mib"):
                 growth = after.figures[figure] / before.figures[figure]
-                _print_line(title, name, growth, f"times the {UNITS[figure]}", None)
+                print_line(title, name, growth, f"times the {UNITS[figure]}", None)
             more = (after.figures["peak_mib"] - before.figures["peak_mib"]) * 2**20 / (many - few)
-            _print_line(title, name, more, "bytes at peak per row more", None)
+            print_line(title, name, more, "bytes at peak per row more", None)
 
 
 def _print_compilation(options: argparse.Namespace) -> None:
@@ -226,7 +226,7 @@ def _print_compilation(options: argparse.Namespace) -> None:
         rows.write(path, rows.make(100))
         cache = {"NUMBA_CACHE_DIR": str(Path(folder) / "numba")}
         cold, warm = (_run(sys.executable, "near_duplicates", OURS, path, cache)["all_cpu_s"] for _ in range(2))
-    _print_line("first run on a machine", OURS, cold - warm, "CPU s of compilation, once", None)
+    print_line("first run on a machine", OURS, cold - warm, "CPU s of compilation, once", None)
 
 
 if __name__ == "__main__":

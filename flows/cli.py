@@ -1,6 +1,5 @@
-"""The command line: `attune run`, `attune check`, `attune verify`."""
+"""The command line: `attune run`, `attune check`, `attune sweep`, `attune verify`."""
 
-import itertools
 import logging
 import os
 import sys
@@ -23,9 +22,8 @@ from tasks.run_record import RunFolder, RunRecord, stage_record
 from tasks.store import ArtifactRef, ArtifactStore
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from tasks.templates import Rendered
+    from tasks.check import Check, Span
+    from tasks.estimate import Estimate
 
 app = typer.Typer(
     add_completion=False,
@@ -90,9 +88,14 @@ def run(
         log.info("starting Prefect")
         from flows.pipeline import pipeline
 
-        Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # Prefect makes no folder but the last
+        _make_home_of_prefect()
         record = Path(pipeline(settings))
     show(record)
+
+
+def _make_home_of_prefect() -> None:
+    """Prefect makes no folder but the last."""
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
 
 
 @app.command()
@@ -104,20 +107,60 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
 
     from tasks.check import check as check_rows
 
-    found = check_rows(settings)
+    _show(check_rows(settings), settings)
+    console.print(plan_table(steps))
+
+
+def _show(found: "Check", settings: PipelineConfig) -> None:
+    """What the first rows say, three examples, and the cost."""
     for source in found.sources:
         rejected = ", ".join(f"{reason} {rows}" for reason, rows in source.rejected.items()) or "none"
         looked = f"{source.rows} rows, looked at {source.looked_at}, of these rejected: {rejected}"
         console.print(f"source {source.label}: {source.shape}, {looked}", markup=False, soft_wrap=True)
-    for number, sample in enumerate(found.samples, start=1):
-        console.print(f"\nexample {number}: {len(sample.input_ids)} tokens, supervised ones in green")
-        console.print(_colour(sample, found.tokenizer))
+    for number, spans in enumerate(found.samples, start=1):
+        console.print(f"\nexample {number}, what is learnt in green")
+        console.print(_colour(spans))
+    about = "" if found.complete else "about "
+    shortened = f", {found.truncated} of the examples are cut to fit" if found.truncated else ""
     console.print(
-        f"\n{'' if found.complete else 'about '}{found.training_rows} training examples, {found.tokens} tokens, "
-        f"{found.supervised_tokens} of them supervised, at most {found.steps} optimizer steps",
+        f"\n{about}{found.training_rows} training examples, {found.tokens} tokens, "
+        f"{found.supervised_tokens} of them supervised{shortened}",
         soft_wrap=True,
     )
-    console.print(plan_table(steps))
+    console.print(_cost(found.cost, scratch=settings.fine_tune.scratch_control), markup=False, soft_wrap=True)
+
+
+def _cost(cost: "Estimate", *, scratch: bool) -> str:
+    each = cost.steps // 2 if scratch else cost.steps
+    return (
+        f"fine_tune: at most {each} optimizer steps{', and as many for the scratch control' if scratch else ''}, "
+        f"{cost.tokens} tokens; about {_size(cost.peak_memory_bytes)} of memory, {_size(cost.disk_bytes)} of disk"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+@app.command()
+def sweep(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Search the settings of `sweep:` by the validation split; run it again to go on where it was ended."""
+    settings = load(config, overrides)
+
+    from tasks import sweep as search
+    from tasks.sweep_report import table
+
+    home = search.folder(settings)
+    if len(search.ended(settings, home)) >= settings.sweep.trials:
+        search.conclude(settings, home)
+    else:
+        log.info("starting Prefect")
+        from flows.sweep import sweep as flow
+
+        _make_home_of_prefect()
+        flow(settings)
+    console.print(table(settings, search.ended(settings, home)))
+    console.print(f"best     {home / 'best.yaml'}\nreport   {home / 'report.md'}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -173,13 +216,9 @@ def plan_table(steps: list[Step]) -> Table:
     return table
 
 
-def _colour(sample: "Rendered", tokenizer: "PreTrainedTokenizerBase") -> Text:
-    """The text of a rendered example, supervised tokens in green, decoded by runs as a character may take several."""
-    text = Text()
-    runs = itertools.groupby(zip(sample.input_ids, sample.loss_mask, strict=True), key=lambda pair: pair[1])
-    for supervised, run in runs:
-        text.append(tokenizer.decode([token for token, _ in run]), style="bold green" if supervised else "dim")
-    return text
+def _colour(spans: "list[Span]") -> Text:
+    """The text of an example, what is supervised in green."""
+    return Text.assemble(*((span.text, "bold green" if span.supervised else "dim") for span in spans))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 from tasks import families
 from tasks.config import ModelConfig
@@ -107,25 +108,59 @@ def _from_scratch(model: ModelConfig, folder: Path, home: Path) -> Path:
 
 
 def _check_files(folder: Path) -> None:
+    """What any library reads of it is a plain file, and nothing in it is code or a way to other files.
+
+    Links are followed, since the Hub's cache is made of them.
+    """
     names = sorted(path.name for path in folder.iterdir())
+    if odd := [path.name for path in sorted(folder.iterdir()) if _is_read(path, weights=True) and not path.is_file()]:
+        raise ModelError(f"model.base: {folder / odd[0]} is no file, or a link to none")
     if scripts := [name for name in names if name.endswith(".py")]:
         raise ModelError(f"model.base: {folder} brings its own code ({scripts[0]}); attune runs no remote code")
-    for path in {folder / "config.json", *folder.glob("*config.json")}:
-        if "auto_map" in _json(path, must_be_object=path.name == "config.json"):
-            raise ModelError(f"model.base: {path} asks for its own code (auto_map); attune runs no remote code")
+    for path in sorted({folder / "config.json", *folder.glob("*config.json")}):
+        _check_config(path)
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(f"model.base: {folder} holds an adapter, whose model is elsewhere; merge the two first")
+    pickles = [name for name in names if Path(name).suffix in _PICKLES]
+    if pickles and not any(name.endswith(".safetensors") for name in names):
+        raise ModelError(
+            f"model.base: {folder} holds only pickle weights ({pickles[0]}), which can run code when they are opened; "
+            "it needs *.safetensors"
+        )
     if not any(name.startswith("tokenizer") or name == "vocab.json" for name in names):
         raise ModelError(f"model.base: {folder} holds no tokenizer")
+    tokenizer = folder / "tokenizer.json"
+    if tokenizer.exists() and not _begins_as_json(tokenizer):
+        raise ModelError(f"model.base: {tokenizer} holds no JSON object")
+
+
+def _check_config(path: Path) -> None:
+    """No part of a config may name code to load, or weights beside those that are checked."""
+    left: list[Any] = [_json(path, must_be_object=path.name == "config.json")]
+    while left:
+        part = left.pop()
+        left += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+        for name in part if isinstance(part, dict) else ():
+            if name == "auto_map":
+                raise ModelError(f"model.base: {path} asks for its own code (auto_map); attune runs no remote code")
+            if name == "transformers_weights":
+                raise ModelError(
+                    f"model.base: {path} names its own file of weights ({name}), which attune cannot check"
+                )
+            if name.endswith("attn_implementation") and "/" in str(part[name]):
+                raise ModelError(f"model.base: {path} asks for code from the Hub ({name}: {part[name]})")
+
+
+def _begins_as_json(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(64).lstrip().startswith(b"{")
 
 
 def _check_weights(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir())
     shards = [path for path in folder.iterdir() if path.suffix == ".safetensors"]
     if not shards:
-        pickles = [name for name in names if Path(name).suffix in _PICKLES]
-        has = (
-            f"only pickle weights ({pickles[0]}), which can run code when they are opened" if pickles else "no weights"
-        )
-        raise ModelError(f"model.base: {folder} holds {has}; it needs *.safetensors")
+        raise ModelError(f"model.base: {folder} holds no weights; it needs *.safetensors")
     index = folder / "model.safetensors.index.json"
     if not index.exists() and "model.safetensors" not in names:
         raise ModelError(
@@ -134,7 +169,10 @@ def _check_weights(folder: Path) -> None:
     weight_map = _json(index).get("weight_map") if index.exists() else {}
     if not isinstance(weight_map, dict):
         raise ModelError(f"model.base: {index} has no weight_map")
-    if missing := sorted(set(map(str, weight_map.values())) - set(names)):
+    named = sorted(set(map(str, weight_map.values())))
+    if odd := [name for name in named if not name.endswith(".safetensors") or "/" in name or "\\" in name]:
+        raise ModelError(f"model.base: {index} names {odd[0]}; it needs *.safetensors in its own folder")
+    if missing := [name for name in named if name not in names]:
         raise ModelError(f"model.base: {folder} is incomplete: {missing[0]} is missing")
     for shard in shards:
         _check_shard(shard)

@@ -2,6 +2,7 @@
 
 import logging
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,12 +31,13 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Path], out: Path, family:
 
     `evaluation` is {system: {part: {metric: {value, rows}}}} with systems base, tuned and, where fine_tune made one,
     scratch; parts are `test` (all rows), `source:<name>` and `task:<name>`; `loss` is the mean per supervised token.
+    The base of a classifier whose labels it does not know has a head with random weights: it shows chance.
     """
     tokenizer = AutoTokenizer.from_pretrained(inputs["format"] / "tokenizer", trust_remote_code=False)
     rows = held_out_rows(inputs, config.max_rows)
     model = load_family(find(inputs["base"]) if family == "auto" else family)
     labels = class_names(inputs["format"])
-    scorers = {name: metrics.load(name) for name in config.metrics or model.METRICS}
+    chosen = config.metrics or model.METRICS
     folders = {
         "base": inputs["base"],
         "scratch": inputs["fine_tune"] / "scratch",
@@ -47,9 +49,9 @@ def evaluate(config: EvaluateConfig, inputs: dict[str, Path], out: Path, family:
     for system, folder in folders.items():
         if folder.exists():
             answers = _answers(system, model, model.load(folder, labels=labels), tokenizer, rows, config)
-            _score(answers, scorers)
+            _score(answers, [name for name in chosen if name not in metrics.OF_A_GROUP])
             writer.write(pa.Table.from_pylist(answers, schema=PREDICTION))
-            evaluation[system] = _table(answers)
+            evaluation[system] = _table(answers, chosen)
             samples = _add_samples(samples, answers)
             log.info("%s: %s", system, _words(evaluation[system]["test"]))
     writer.close()
@@ -84,31 +86,37 @@ def _answers(
     ]
 
 
-def _score(answers: list[Row], scorers: dict[str, Any]) -> None:
+def _score(answers: list[Row], names: Sequence[str]) -> None:
     """Add `scores` to each answer."""
-    predictions, references = [row["prediction"] for row in answers], [row["reference"] for row in answers]
-    values = {
-        name: scorer.compute(predictions=predictions, references=references)[name] for name, scorer in scorers.items()
-    }
+    values = {name: metrics.scores(name, *_texts(answers)) for name in names}
     for index, row in enumerate(answers):
-        row["scores"] = {name: values[name][index] for name in scorers}
+        row["scores"] = {name: values[name][index] for name in names}
 
 
-def _table(answers: list[Row]) -> Table:
-    """Means of every metric over all rows, per source and per task."""
+def _texts(answers: list[Row]) -> tuple[list[str], list[str]]:
+    return [row["prediction"] for row in answers], [row["reference"] for row in answers]
+
+
+def _table(answers: list[Row], names: Sequence[str]) -> Table:
+    """The loss and every metric over all rows, per source and per task."""
     parts: dict[str, list[Row]] = defaultdict(list)
     for row in answers:
         for part in ("test", f"source:{row['source']}", f"task:{row['task']}"):
             parts[part].append(row)
-    return {part: _means(parts[part]) for part in sorted(parts, key=lambda part: (part != "test", part))}
+    return {part: _values(parts[part], names) for part in sorted(parts, key=lambda part: (part != "test", part))}
 
 
-def _means(answers: list[Row]) -> dict[str, dict[str, float | int]]:
+def _values(answers: list[Row], names: Sequence[str]) -> dict[str, dict[str, float | int]]:
+    """Means over the answers; a metric of a group is told its rows."""
     rows = len(answers)
     tokens = sum(row["supervised_tokens"] for row in answers)
-    loss = sum(row["loss"] * row["supervised_tokens"] for row in answers) / tokens
-    scores = {name: sum(row["scores"][name] for row in answers) / rows for name in answers[0]["scores"]}
-    return {name: {"value": value, "rows": rows} for name, value in {"loss": loss, **scores}.items()}
+    values = {"loss": sum(row["loss"] * row["supervised_tokens"] for row in answers) / tokens}
+    for name in names:
+        if name in metrics.OF_A_GROUP:
+            values[name] = metrics.value(name, *_texts(answers))
+        else:
+            values[name] = sum(row["scores"][name] for row in answers) / rows
+    return {name: {"value": value, "rows": rows} for name, value in values.items()}
 
 
 def _add_samples(samples: list[Row], answers: list[Row]) -> list[Row]:

@@ -19,7 +19,8 @@ PARITY_TOKENS = 64
 
 
 def export(config: ExportConfig, inputs: dict[str, Path], out: Path) -> Summary:
-    """Write `huggingface/`: safetensors, tokenizer with chat template, generation config, MODEL_CARD.md.
+    """Write `huggingface/`: safetensors, tokenizer, MODEL_CARD.md, and for a model that generates its chat template
+    and generation config.
 
     Raises ExportError when the exported folder renders or answers a test row differently than what was evaluated.
     """
@@ -51,7 +52,7 @@ def check_rendering(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def check_answers(tuned: Path, folder: Path, rows: list[dict[str, Any]]) -> None:
-    """The exported model must answer each test row with the tokens of the evaluated one."""
+    """The exported model must answer each test row as the evaluated one: with the same tokens, or the same class."""
     family = load_family(find(folder))
     generates = (folder / "generation_config.json").exists()
     generation = GenerationConfig.from_pretrained(folder, max_new_tokens=PARITY_TOKENS) if generates else None

@@ -3,17 +3,34 @@
 from pathlib import Path
 from typing import Any
 
+from tasks.held_out import class_names
 from tasks.store import Manifest, read_manifest
 
-HOW_TO_RUN = """## How to run
-
-```python
-from transformers import pipeline
+HOW_TO_RUN = {
+    "decoder_only": """from transformers import pipeline
 
 ask = pipeline("text-generation", model="PATH OF THIS FOLDER")
-print(ask([{"role": "user", "content": "…"}], return_full_text=False)[0]["generated_text"])
-```
-"""
+print(ask([{"role": "user", "content": "…"}], return_full_text=False)[0]["generated_text"])""",
+    "encoder_decoder": """from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("PATH OF THIS FOLDER")
+model = AutoModelForSeq2SeqLM.from_pretrained("PATH OF THIS FOLDER")
+chat = [{"role": "user", "content": "…"}]
+asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+answer = model.generate(asked["input_ids"], attention_mask=asked["attention_mask"])
+print(tokenizer.decode(answer[0], skip_special_tokens=True))""",
+    "encoder_classifier": """from transformers import pipeline
+
+classify = pipeline("text-classification", model="PATH OF THIS FOLDER")
+print(classify("…"))""",
+}
+"""Python for each family."""
+
+KINDS = {
+    "decoder_only": "a decoder-only language model",
+    "encoder_decoder": "an encoder-decoder language model",
+    "encoder_classifier": "an encoder with a classification head",
+}
 
 LIMITS = """## Limits
 
@@ -25,11 +42,25 @@ took place.
 def model_card(inputs: dict[str, Path], parity_rows: int) -> str:
     """The card in Markdown, from the manifests of all stages before export."""
     manifests = {name: read_manifest(inputs[name]) for name in inputs}
-    title = "# Model card\n\nTuned on instructions by attune, from the checkpoint with the lowest validation loss.\n"
-    parity = f"Before publication it answered {parity_rows} test rows with the same tokens as the evaluated model.\n"
+    family, labels = manifests["fine_tune"].inputs["family"], class_names(inputs["format"])
+    title = f"# Model card\n\nTuned on instructions by attune: {KINDS[family]} (family `{family}`).\n"
+    how = f"## How to run\n\n```python\n{HOW_TO_RUN[family]}\n```\n"
     results = "\n".join(["## Results on the test split\n", *_results(manifests["evaluate"].figures["evaluation"])])
-    sections = [title, HOW_TO_RUN, results, "", parity, _data(manifests), _training(manifests["fine_tune"])]
+    parity = f"Before publication it answered {parity_rows} test rows as the evaluated model did.\n"
+    sections = [title, *_labels(labels), how, results, "", parity, _data(manifests), _training(manifests["fine_tune"])]
     return "\n".join([*sections, LIMITS, _lineage(manifests)])
+
+
+def _labels(labels: list[str]) -> list[str]:
+    """What a classifier tells apart, and what its base is."""
+    if not labels:
+        return []
+    names = ", ".join(f"`{label}`" for label in labels)
+    return [
+        f"It tells {len(labels)} labels apart: {names}.\n",
+        "In the table, `base` is the base model with a head for these labels.  A base that does not bring one gets "
+        "random weights there, so it shows chance.\n",
+    ]
 
 
 def _data(manifests: dict[str, Manifest]) -> str:
@@ -55,7 +86,8 @@ def _training(fine_tune: Manifest) -> str:
         [
             "## Training",
             "",
-            f"Step {tuned['best_step']} of {tuned['steps']}, validation loss {tuned['best_validation_loss']:.4f}.",
+            f"Step {tuned['best_step']} of {tuned['steps']}, the best of the validations by "
+            f"{fine_tune.settings['metric_for_best_model']}: {tuned['best_value']:.4f}.",
             "",
             "| setting | value |",
             "|---|---|",

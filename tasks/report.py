@@ -8,6 +8,9 @@ from rich.text import Text
 
 from tasks.run_record import RunFolder, RunRecord
 
+CURVES = "curves.svg"
+"""File of fine_tune with the loss curves; a run has a copy of it beside its report."""
+
 
 def closing_table(record: RunRecord) -> Group:
     """Stages with their rows, tokens, and base against tuned."""
@@ -21,12 +24,14 @@ def write_report(folder: RunFolder) -> Path:
     lines = [f"# {record.name}", "", f"{record.state} · {record.started} to {record.ended}", ""]
     if record.error:
         lines += ["## What failed", "", record.error, ""]
-    lines += ["## Stages", "", *_markdown(_stage_rows(record)), ""]
+    lines += ["## Stages", "", *markdown(_stage_rows(record)), ""]
     lines += [*_token_lines(record), ""]
+    if (folder.path / CURVES).exists():
+        lines += ["## Losses", "", f"![Training and validation loss by step]({CURVES})", ""]
     if record.evaluation:
-        lines += ["## Base against tuned", "", *_markdown(_evaluation_rows(record, tasks=False)), ""]
-        lines += ["### By task", "", *_markdown(_evaluation_rows(record, tasks=True)), ""]
-        lines += ["## Answers", "", *_markdown(_sample_rows(record)), ""]
+        lines += ["## Base against tuned", "", *markdown(_evaluation_rows(record, tasks=False)), ""]
+        lines += ["### By task", "", *markdown(_evaluation_rows(record, tasks=True)), ""]
+        lines += ["## Answers", "", *markdown(_sample_rows(record)), ""]
     path = folder.path / "report.md"
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
@@ -88,7 +93,8 @@ def _sample_rows(record: RunRecord) -> Rows:
     ]
 
 
-def _markdown(rows: Rows) -> list[str]:
+def markdown(rows: Rows) -> list[str]:
+    """A table in Markdown, a line each; the first row is its header, and long cells are cut."""
     header, *body = rows
     lines = [header, ["---"] * len(header), *body]
     return ["| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines]

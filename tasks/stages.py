@@ -48,9 +48,12 @@ STAGES = {
         ),
         Stage("split", ("clean",), "", ("pyarrow", "numpy"), remembers=True),
         Stage("format", ("split",), "tokenizer", ("pyarrow", "transformers", "tokenizers")),
-        Stage("fine_tune", ("format",), "model", ("torch", "transformers", "accelerate")),
+        Stage("fine_tune", ("format",), "model", ("torch", "transformers", "accelerate", "peft")),
         Stage(
-            "evaluate", ("split", "format", "fine_tune"), "model", ("torch", "transformers", "evaluate", "rouge-score")
+            "evaluate",
+            ("split", "format", "fine_tune"),
+            "model",
+            ("torch", "transformers", "evaluate", "rouge-score", "scikit-learn"),
         ),
         Stage(
             "export",

@@ -1,14 +1,19 @@
 """The one rendering: how a conversation becomes text and tokens, in format, evaluate, export and serving alike."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tasks.errors import TemplateError
+from tasks.errors import ModelError, TemplateError
 
 if TYPE_CHECKING:
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
 _TOOLS = (
@@ -96,14 +101,22 @@ class Rendered(NamedTuple):
 
     For the prompt "A" answered by "B" and one token a character:
     input_ids      [<user> A <end> <assistant> B <end>]
-    loss_mask      [   0   0   0        0      1   1  ]   the stop token is inside the mask
-    prompt_tokens  4: what a model is asked with is input_ids[:4]
+    spans          [(4, 6)]: the supervised tokens, the stop token among them
+    prompt_tokens  4: what a model is asked with, for its last answer, is input_ids[:4]
     """
 
     input_ids: list[int]
-    loss_mask: list[bool]
+    spans: list[tuple[int, int]]
     prompt_tokens: int
-    clean_cut: bool  # False where one token reaches over the end of the prompt
+    clean_cut: bool  # False where one token reaches from a prompt into its answer
+
+    @property
+    def loss_mask(self) -> list[bool]:
+        """For each token whether it is supervised."""
+        mask = [False] * len(self.input_ids)
+        for begin, end in self.spans:
+            mask[begin:end] = [True] * (end - begin)
+        return mask
 
 
 def choose(name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -124,6 +137,7 @@ def choose(name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     return TEMPLATES[name]
 
 
+_SHORTEST = Conversation([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
 _PROBE = Conversation(
     [
         {"role": "user", "content": "a"},
@@ -158,8 +172,7 @@ _PROBE_MARKS = {
 
 def stop_token_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The tokens that end an answer under the tokenizer's chat template: those it writes, and the model's own."""
-    answer = Conversation([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
-    stops = {_last_token(answer, tokenizer), tokenizer.eos_token_id} - {None}
+    stops = {_last_token(_SHORTEST, tokenizer), tokenizer.eos_token_id} - {None}
     with suppress(TemplateError):  # a template that knows no tools ends no call either
         stops |= {_last_token(_PROBE[:2], tokenizer)} & set(_special_tokens(tokenizer).values())
     return sorted(stops)
@@ -174,11 +187,14 @@ def messages(example: Mapping[str, Any]) -> Conversation:
 
     They are: system, history, instruction with input, tool turns, output; with the tools on offer.
     """
-    system = [{"role": "system", "content": example["system"]}] if example["system"] else []
-    answer = {"role": "assistant", "content": example["output"], "tool_calls": example.get("tool_calls")}
-    turns = [*example["history"], {"role": "user", "content": question(example)}, *(example.get("tool_turns") or [])]
+    found = [_message(turn) for turn in example["history"]]
+    if example["system"]:
+        found.insert(0, {"role": "system", "content": example["system"]})
+    found.append({"role": "user", "content": question(example)})
+    found += [_message(turn) for turn in example.get("tool_turns") or ()]
+    found.append(_with_calls("assistant", example["output"], example.get("tool_calls")))
     tools = example.get("tools")
-    return Conversation([*system, *map(_message, (*turns, answer))], json.loads(tools) if tools else [])
+    return Conversation(found, json.loads(tools) if tools else ())
 
 
 def question(example: Mapping[str, Any]) -> str:
@@ -188,16 +204,26 @@ def question(example: Mapping[str, Any]) -> str:
 
 def _message(turn: Mapping[str, Any]) -> Message:
     """A turn of the schema as a chat message."""
-    message = {"role": turn["role"], "content": turn["content"]}
-    if not turn.get("tool_calls"):
-        return message
-    return message | {"tool_calls": [{"type": "function", "function": call} for call in json.loads(turn["tool_calls"])]}
+    return _with_calls(turn["role"], turn["content"], turn.get("tool_calls"))
+
+
+def _with_calls(role: str, content: str, tool_calls: str | None) -> Message:
+    if not tool_calls:
+        return {"role": role, "content": content}
+    calls = [{"type": "function", "function": call} for call in json.loads(tool_calls)]
+    return {"role": role, "content": content, "tool_calls": calls}
 
 
 def special_token_in(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") -> str:
     """A special token that stands in a text of the conversation, where it would be read as a mark; else ""."""
-    text = "\n".join(conversation.texts)
-    return next((token for token in _special_tokens(tokenizer) if token in text), "")
+    return special_tokens_in([conversation], tokenizer)[0]
+
+
+def special_tokens_in(conversations: Sequence[Conversation], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """The same for many conversations, faster."""
+    written = re.compile("|".join(re.escape(token) for token in _special_tokens(tokenizer)) or "(?!)")
+    found = (written.search("\n".join(conversation.texts)) for conversation in conversations)
+    return [match[0] if match else "" for match in found]
 
 
 def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
@@ -211,12 +237,12 @@ def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
 
 def prompt_text(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") -> str:
     """The text that asks for the next assistant turn of `conversation`."""
-    return _apply(conversation, tokenizer, add_generation_prompt=True)
+    return _texts([conversation], tokenizer, add_generation_prompt=True)[0]
 
 
 def answer_text(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase") -> str:
     """The text of `conversation`, its last assistant turn included."""
-    return _apply(conversation, tokenizer, add_generation_prompt=False)
+    return _texts([conversation], tokenizer, add_generation_prompt=False)[0]
 
 
 def tokens(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
@@ -230,37 +256,90 @@ def until_stop(answer: list[int], stop_token_ids: Sequence[int]) -> list[int]:
     return answer[:end]
 
 
-def render(conversations: Sequence[Conversation], tokenizer: "PreTrainedTokenizerBase") -> list[Rendered]:
-    """Render conversations that end with the assistant's turn, and mark the tokens of that turn.
+def render(
+    conversations: Sequence[Conversation], tokenizer: "PreTrainedTokenizerBase", train_on: str = "last"
+) -> list[Rendered]:
+    """Render conversations that end with the assistant's turn, and mark the tokens of that turn, or of all its turns.
 
-    The mask comes from character offsets: what the template writes behind the prompt, up to and with the stop token.
-    Raises TemplateError when the template writes something else before the answer than it asks with, or leaves out
-    tools, tool calls or results that a conversation has.
+    The mask comes from character offsets: what the template writes behind a prompt, up to and with the stop token.  A
+    turn that stands first, which nothing asks for, is not marked.  Raises TemplateError when the template writes
+    something else before an answer than it asks with, or leaves out tools, tool calls or results that a conversation
+    has; ModelError when the tokenizer cannot tell where its tokens stand.
     """
     _check_tools(conversations, tokenizer)
-    prompts = [prompt_text(conversation[:-1], tokenizer) for conversation in conversations]
-    texts = [answer_text(conversation, tokenizer) for conversation in conversations]
-    for prompt, text in zip(prompts, texts, strict=True):
-        if not text.startswith(prompt):
-            raise TemplateError(
-                "the chat template asks with one text and trains on another: "
-                f"{_difference(prompt, text)}; choose another format.template"
-            )
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
+    turns = [_answers(conversation) if train_on == "all" else [len(conversation) - 1] for conversation in conversations]
+    each = [(conversation, turn) for conversation, those in zip(conversations, turns, strict=True) for turn in those]
+    answered = _texts((conversation[: turn + 1] for conversation, turn in each), tokenizer, add_generation_prompt=False)
+    written = zip(_asked(each, answered, tokenizer), answered, strict=True)
+    marked = [_marked([next(written) for _ in those]) for those in turns]
+    encodings = _encodings([text for text, _ in marked], tokenizer)
+    return [_in_tokens(encoding, spans) for encoding, (_, spans) in zip(encodings, marked, strict=True)]
+
+
+def _answers(conversation: Conversation) -> list[int]:
+    """The places of the assistant's turns."""
+    return [place for place, message in enumerate(conversation.messages) if place and message["role"] == "assistant"]
+
+
+def _asked(
+    each: Sequence[tuple[Conversation, int]], answered: Sequence[str], tokenizer: "PreTrainedTokenizerBase"
+) -> list[str]:
+    """The text that asks for each turn.
+
+    Our own templates write an answer as its content and an end, so that the prompt is the rest of `answered`; any other
+    may do as it likes, and is asked.
+    """
+    if tokenizer.chat_template not in TEMPLATES.values():
+        return _texts((conversation[:turn] for conversation, turn in each), tokenizer, add_generation_prompt=True)
+    end = answer_text(_SHORTEST, tokenizer).removeprefix(prompt_text(_SHORTEST[:1], tokenizer)).removeprefix("b")
     return [
-        _mask(ids, offsets, len(prompt), len(text.rstrip()))
-        for ids, offsets, prompt, text in zip(
-            encoded["input_ids"], encoded["offset_mapping"], prompts, texts, strict=True
-        )
+        prompt_text(conversation[:turn], tokenizer)
+        if "tool_calls" in conversation[turn]
+        else text.removesuffix(conversation[turn]["content"] + end)
+        for (conversation, turn), text in zip(each, answered, strict=True)
     ]
 
 
-def _mask(ids: list[int], offsets: list[tuple[int, int]], begin: int, end: int) -> Rendered:
-    """Supervise the tokens that lie in characters begin..end; what follows the stop token is cut off."""
-    kept = sum(1 for start, _ in offsets if start < end)
-    prompt_tokens = sum(1 for start, _ in offsets if start < begin)
-    clean_cut = prompt_tokens == 0 or offsets[prompt_tokens - 1][1] <= begin
-    return Rendered(ids[:kept], [index >= prompt_tokens for index in range(kept)], prompt_tokens, clean_cut)
+def _marked(turns: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a conversation and the characters of its answers, from the prompt and the text up to each of them."""
+    text = turns[-1][1]
+    if not text.startswith(turns[-1][0]):
+        raise TemplateError(
+            "the chat template asks with one text and trains on another: "
+            f"{_difference(turns[-1][0], text)}; choose another format.template"
+        )
+    for begin in (begin for turn in turns[:-1] for begin in turn if not text.startswith(begin)):
+        raise TemplateError(
+            "the chat template writes a turn differently once others follow: "
+            f"{_difference(begin, text)}; use format.train_on: last"
+        )
+    return text, [(len(prompt), max(len(prompt), len(answer.rstrip()))) for prompt, answer in turns]
+
+
+def _encodings(texts: list[str], tokenizer: "PreTrainedTokenizerBase") -> "list[Encoding]":
+    """What the tokenizer makes of rendered texts, as its backend has it: lists of offsets are made only when asked."""
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"model.base: {type(tokenizer).__name__} cannot tell where its tokens stand in a text; "
+            "a base with a tokenizer.json can"
+        )
+    tokenizer("", add_special_tokens=False)  # as every call, it sets the backend to neither cut nor pad
+    return tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+
+
+def _in_tokens(encoding: "Encoding", spans: Sequence[tuple[int, int]]) -> Rendered:
+    """Characters to tokens: one belongs to a span where it begins there.  What follows the last span is cut off."""
+    found = [(_first_token(encoding, begin), _first_token(encoding, end)) for begin, end in spans]
+    clean = all(
+        first == 0 or encoding.token_to_chars(first - 1)[1] <= begin
+        for (first, _), (begin, _) in zip(found, spans, strict=True)
+    )
+    return Rendered(encoding.ids[: found[-1][1]], found, found[-1][0], clean)
+
+
+def _first_token(encoding: "Encoding", begin: int) -> int:
+    """The first token that begins at character `begin` or later; a list of all offsets would take longer to make."""
+    return bisect_left(range(len(encoding)), begin, key=lambda token: encoding.token_to_chars(token)[0])
 
 
 def _check_tools(conversations: Sequence[Conversation], tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -278,7 +357,7 @@ def _parts(conversation: Conversation) -> Iterator[str]:
     """What a conversation has that not every chat template writes, by its names in _PROBE_MARKS."""
     if conversation.tools:
         yield "tools"
-    for message in conversation:
+    for message in conversation.messages:
         if message["role"] == "tool":
             yield "tool results"
         if "tool_calls" in message:
@@ -287,18 +366,27 @@ def _parts(conversation: Conversation) -> Iterator[str]:
                 yield "words beside tool calls"
 
 
-def _apply(conversation: Conversation, tokenizer: "PreTrainedTokenizerBase", *, add_generation_prompt: bool) -> str:
+def _texts(
+    conversations: Iterable[Conversation], tokenizer: "PreTrainedTokenizerBase", *, add_generation_prompt: bool
+) -> list[str]:
+    """Each conversation as `apply_chat_template` writes it, without what that does anew for each of them."""
     from jinja2 import TemplateError as JinjaError
+    from transformers.utils.chat_template_utils import render_jinja_template
 
-    try:
-        return tokenizer.apply_chat_template(
-            list(conversation),
-            tools=list(conversation.tools) or None,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
-    except (JinjaError, TypeError) as error:  # TypeError: tojson of what a message or tool has not got
-        raise TemplateError(f"the chat template cannot render this conversation: {error}") from None
+    found = []
+    for tools, group in groupby(conversations, key=attrgetter("tools")):
+        offered = list(tools) or None
+        template = tokenizer.get_chat_template(tools=offered)
+        if (
+            template in TEMPLATES.values()
+        ):  # their marks of what is generated are for others, and take a third of the time
+            template = template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+        known = tokenizer.special_tokens_map | {"add_generation_prompt": add_generation_prompt}
+        try:
+            found += render_jinja_template([each.messages for each in group], offered, None, template, **known)[0]
+        except (JinjaError, TypeError) as error:  # TypeError: tojson of what a message or tool has not got
+            raise TemplateError(f"the chat template cannot render this conversation: {error}") from None
+    return found
 
 
 def _knows_chatml(tokenizer: "PreTrainedTokenizerBase") -> bool:

@@ -1,7 +1,8 @@
-"""Small things that the tests are made of: a tiny base model and a tiny data set."""
+"""Small things that the tests are made of: tiny base models of every family and a tiny data set."""
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,34 @@ ROWS = [
     for other in COLOURS
     if colour != other
 ]
+
+SIZES: dict[str, dict[str, int | float | bool]] = {
+    "llama": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256},
+    "qwen3": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+    },
+    "t5": {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_layers": 2, "num_heads": 2},
+    "bart": {
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "max_position_embeddings": 256,
+    },
+    "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+}
+"""Architecture -> sizes of a tiny model."""
+DECODERS = ["llama", "gpt2", "qwen3"]
+ENCODER_DECODERS = ["t5", "bart"]
 
 
 def write_jsonl(path: Path, rows: list[object]) -> Path:
@@ -69,3 +98,18 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def scratch_base(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A tiny base of an architecture of SIZES, randomly initialised, with the tokenizer of `tiny_base`."""
+    from tasks import base_model
+    from tasks.config import ModelConfig
+
+    store = tmp_path_factory.mktemp("scratch")
+
+    def build(architecture: str) -> Path:
+        model = ModelConfig(base=str(tiny_base), init="scratch", architecture=architecture, sizes=SIZES[architecture])
+        return base_model.resolve(model, store)
+
+    return build

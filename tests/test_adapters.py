@@ -89,6 +89,6 @@ def test_what_needs_a_gpu_says_so_at_once(settings):
 
 def test_a_tracker_that_is_not_installed_is_told(monkeypatch):
     monkeypatch.setattr(requirements, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="fine_tune.report_to: mlflow is not installed"):
+    with pytest.raises(ConfigError, match=r"fine_tune\.report_to: mlflow is not installed"):
         requirements.check(FineTuneConfig(report_to=["mlflow"]))
     requirements.check(FineTuneConfig())

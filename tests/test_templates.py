@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, normalizers, pre_tokenizers
 from transformers import AddedToken, AutoTokenizer
 
 from tasks import templates
@@ -20,6 +21,7 @@ from tasks.templates import (
     question,
     render,
     special_token_in,
+    special_tokens_in,
     stop_token_ids,
     tokens,
 )
@@ -42,6 +44,113 @@ def with_template(base: Path, name: str):
 
 def supervised_text(rendered, tokenizer) -> str:
     return tokenizer.decode([t for t, m in zip(rendered.input_ids, rendered.loss_mask, strict=True) if m])
+
+
+def plainly(conversation: Conversation, tokenizer, train_on: str) -> tuple[list[int], list[bool], int, bool]:
+    """`render` as one would first write it: what transformers documents, and a list of all offsets."""
+
+    def text(messages: list[dict[str, object]], asking: bool) -> str:
+        return tokenizer.apply_chat_template(
+            messages, tools=conversation.tools or None, tokenize=False, add_generation_prompt=asking
+        )
+
+    said = list(conversation.messages)
+    encoded = tokenizer(text(said, False), add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+    turns = [at for at, message in enumerate(said) if at and message["role"] == "assistant"]
+    mask, prompt, clean, end = [False] * len(ids), "", True, 0
+    for turn in turns if train_on == "all" else turns[-1:]:
+        prompt = text(said[:turn], True)
+        end = max(len(prompt), len(text(said[: turn + 1], False).rstrip()))
+        mask = [found or len(prompt) <= start < end for found, (start, _) in zip(mask, offsets, strict=True)]
+        clean = clean and not any(start < len(prompt) < stop for start, stop in offsets)
+    kept = sum(start < end for start, _ in offsets)
+    return ids[:kept], mask[:kept], sum(start < len(prompt) for start, _ in offsets), clean
+
+
+def with_normalizer(base: Path, name: str):
+    """A tokenizer that changes texts before it reads them, so that characters have no token or share some."""
+    tokenizer = with_template(base, "chatml")
+    backend = tokenizer.backend_tokenizer
+    if name == "composes":
+        backend.normalizer = normalizers.NFKC()
+    elif name == "drops":
+        backend.normalizer = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
+        backend.normalizer = normalizers.Sequence([backend.normalizer, normalizers.Replace(Regex("[ \\n]"), "")])
+    elif name == "begins words":
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Metaspace(prepend_scheme="always"), pre_tokenizers.ByteLevel(add_prefix_space=True)]
+        )
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tiny_base: Path):
+    ours = {f"{name} of the quickstart": with_template(QUICKSTART, name) for name in TEMPLATES}
+    return ours | {
+        name: with_normalizer(tiny_base, name) for name in ("byte level", "composes", "drops", "begins words")
+    }
+
+
+KINDS = ("chatml of the quickstart", "plain of the quickstart", "byte level", "composes", "drops", "begins words")
+ODD = [
+    "",
+    " ",
+    "\n",
+    "\n\n\nred",
+    "a\r\nb\r\n",
+    "<|im_end|>",
+    "<|im_start|>assistant\n",
+    "<|endoftext|>",
+    "### Response:\n",
+]
+ODD += [
+    "red " * 300,
+    "é" * 40,
+    "e\u0301\u0323",
+    "\u0301",
+    "ﬁ",
+    "👩‍👩‍👧",
+    "天气",
+    "\u0000",
+    "\u200b",
+    "İ",
+    "{{ messages }}",
+    "{% x %}",
+]
+WILD = st.text(st.characters(codec="utf-8"), max_size=30) | st.lists(st.sampled_from(ODD), max_size=4).map("".join)
+TURNS = st.lists(st.tuples(st.sampled_from(["user", "assistant", "tool", "system"]), WILD, st.booleans()), max_size=4)
+
+
+def turns_of(drawn: list[tuple[str, str, bool]]) -> list[dict[str, str]]:
+    return [
+        {"role": role, "content": text, "tool_calls": CALL if calls and role == "assistant" else ""}
+        for role, text, calls in drawn
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(WILD, TURNS, WILD, WILD, TURNS, WILD, st.booleans()), min_size=1, max_size=3),
+    st.sampled_from(["last", "all"]),
+)
+def test_ids_and_masks_are_those_of_the_plain_way(tokenizers, kind, drawn, train_on):
+    """Several conversations at once, as format does it, against one after another, as transformers documents it."""
+    tokenizer = tokenizers[kind]
+    conversations = [
+        messages(
+            EXAMPLE
+            | {"system": system, "history": turns_of(history), "instruction": instruction, "input": given}
+            | {"tool_turns": turns_of(turns), "output": output, "tools": json.dumps([WEATHER]) if tools else ""}
+        )
+        for system, history, instruction, given, turns, output, tools in drawn
+    ]
+    for conversation, rendered in zip(conversations, render(conversations, tokenizer, train_on), strict=True):
+        ids, mask, prompt_tokens, clean = plainly(conversation, tokenizer, train_on)
+        assert rendered.input_ids == ids
+        assert rendered.loss_mask == mask
+        assert (rendered.prompt_tokens, rendered.clean_cut) == (prompt_tokens, clean)
 
 
 def test_golden_rendering(tokenizer):
@@ -121,6 +230,69 @@ def test_a_token_across_the_end_of_the_prompt_is_told(tokenizer):
     (rendered,) = render([messages(EXAMPLE | {"output": "\n\n\nred"})], tokenizer_with_merge)
     prompt = tokens(prompt_text(messages(EXAMPLE)[:-1], tokenizer), tokenizer)
     assert rendered.clean_cut == (rendered.input_ids[: len(prompt)] == prompt)
+
+
+def test_with_all_each_turn_is_asked_for_and_learnt_and_one_that_nothing_asks_for_is_not(tokenizer):
+    turns = [("assistant", "Welcome."), ("user", "Say red."), ("assistant", "red"), ("tool", "pink"), ("assistant", "")]
+    history = [{"role": role, "content": content} for role, content in turns]
+    conversation = messages(EXAMPLE | {"history": history})
+    (rendered,) = render([conversation], tokenizer, "all")
+    assert [tokenizer.decode(rendered.input_ids[begin:end]) for begin, end in rendered.spans] == [
+        "red<|im_end|>",
+        "<|im_end|>",
+        "red green<|im_end|>",
+    ]
+    places = [place for place, (role, _) in enumerate([*turns, ("user", ""), ("assistant", "")]) if role == "assistant"]
+    for (begin, _), place in zip(rendered.spans, places[1:], strict=True):
+        assert rendered.input_ids[:begin] == tokens(prompt_text(conversation[:place], tokenizer), tokenizer)
+    assert rendered.prompt_tokens == rendered.spans[-1][0]
+
+
+OTHERWISE = {  # what is written of a turn, and what asks for one
+    "drops the thoughts of earlier turns": ("{{ m.content if loop.last else m.content.split('</think>')[-1] }}", ""),
+    "closes earlier answers otherwise": (
+        "{{ m.content }}{{ '' if loop.last or m.role == 'user' else '<|endoftext|>' }}",
+        "",
+    ),
+    "asks for the first answer otherwise": ("{{ m.content }}", "{{ 'Begin: ' if messages | length == 1 }}"),
+}
+
+
+@pytest.mark.parametrize(("writes", "asks"), OTHERWISE.values(), ids=OTHERWISE)
+def test_a_template_that_writes_earlier_turns_differently_is_for_the_last_one_only(tiny_base, writes, asks):
+    """Qwen3 drops the thoughts of earlier turns: what was learnt from them would never be seen again."""
+    other = AutoTokenizer.from_pretrained(tiny_base)
+    other.chat_template = (
+        f"{{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n{writes}<|im_end|>\n{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}<|im_start|>assistant\n{asks}{{% endif %}}"
+    )
+    history = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<think>a</think>b"}]
+    conversation = messages(EXAMPLE | {"history": history})
+    assert supervised_text(render([conversation], other)[0], other) == "red green<|im_end|>"
+    with pytest.raises(TemplateError, match=r"writes a turn differently once others follow: .*train_on: last"):
+        render([conversation], other, "all")
+
+
+def test_a_row_without_a_last_word_keeps_its_prompt(tiny_base):
+    """Where a template writes no stop token, an empty answer has no token, and what was asked is still whole."""
+    other = AutoTokenizer.from_pretrained(tiny_base)
+    other.chat_template = (
+        "{% for m in messages %}{{ m.role }}:\n{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:\n{% endif %}"
+    )
+    history = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    (rendered,) = render([messages(EXAMPLE | {"history": history, "output": ""})], other, "all")
+    assert len(rendered.input_ids) == rendered.prompt_tokens
+    assert rendered.loss_mask[-1] is False and supervised_text(rendered, other) == "a"
+
+
+@pytest.mark.parametrize("text", ["<|im_end|>", "a<|endoftext|>b<|im_end|>", "<|im_end", "red", ""])
+def test_special_tokens_are_found_for_many_as_for_one(tokenizer, text):
+    conversations = [messages(EXAMPLE | {"output": text}), messages(EXAMPLE), messages(EXAMPLE | {"input": text})]
+    found = special_tokens_in(conversations, tokenizer)
+    assert found == [special_token_in(conversation, tokenizer) for conversation in conversations]
+    first = next((mark for mark in ("<|endoftext|>", "<|im_end|>") if mark in text), "")
+    assert found == [first, "", first]
 
 
 # --- tools ---

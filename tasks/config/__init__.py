@@ -4,9 +4,9 @@
 in the Prefect UI.  Defaults are plain values because the form shows nothing for a default factory.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tasks.config.data import (
     CleanConfig,
@@ -24,6 +24,7 @@ from tasks.config.data import (
 )
 from tasks.config.model import EvaluateConfig, ExportConfig, FineTuneConfig, FormatConfig, LoraConfig, ModelConfig
 from tasks.config.section import Section
+from tasks.config.sweep import SweepConfig, SweepParameter, allowed_in
 
 __all__ = [
     "CleanConfig",
@@ -47,6 +48,8 @@ __all__ = [
     "Similarity",
     "SourceConfig",
     "SplitConfig",
+    "SweepConfig",
+    "SweepParameter",
 ]
 
 
@@ -75,5 +78,8 @@ class PipelineConfig(Section):
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="Metrics and answers.")
     export: ExportConfig = Field(ExportConfig(), description="The deliverable.")
     engine: EngineConfig = Field(EngineConfig(), description="Where shards are worked on.")
+    sweep: Annotated[SweepConfig, AfterValidator(allowed_in)] = Field(
+        SweepConfig(), description="The search of `attune sweep`; a run does not use it."
+    )
     store: str = Field("data/artifacts", min_length=1, description="Folder of the artifacts.")
     runs: str = Field("data/runs", min_length=1, description="Folder of the run records.")

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerBase
 
 
 def write(tuned: Path, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None, folder: Path) -> None:
@@ -11,4 +11,6 @@ def write(tuned: Path, tokenizer: PreTrainedTokenizerBase, generation: Generatio
     shutil.copytree(tuned, folder)
     tokenizer.save_pretrained(folder)
     if generation is not None:
+        config = AutoConfig.from_pretrained(tuned, trust_remote_code=False)
+        generation.decoder_start_token_id = getattr(config, "decoder_start_token_id", None)  # of encoder-decoders
         generation.save_pretrained(folder)

@@ -2,6 +2,7 @@
 
 METRICS                                         metrics of `evaluate` when the config names none
 PACKS                                           True where several examples can share a row
+chat_template(name, tokenizer)                  the Jinja text that asks a model, as format.template names it; or None
 encode(examples, tokenizer, config, labels)     examples in tokens, or the reason why one cannot be used
 prompt_ids(example, tokenizer)                  the tokens that the model is asked with, from the example's texts alone
 load(folder, dtype, labels)                     the model in a folder, on its device, ready to evaluate
@@ -24,11 +25,8 @@ from tasks.errors import ModelError
 
 FAMILIES = ("decoder_only", "encoder_decoder", "encoder_classifier")
 
-_ENDINGS = {
-    "decoder_only": ("ForCausalLM", "LMHeadModel"),
-    "encoder_decoder": ("ForConditionalGeneration",),
-    "encoder_classifier": ("ForSequenceClassification", "ForMaskedLM", "ForPreTraining"),
-}
+_CLASSIFIER = "ForSequenceClassification"
+_ENDINGS = {"decoder_only": ("ForCausalLM", "LMHeadModel"), "encoder_classifier": ("ForMaskedLM", "ForPreTraining")}
 _ENCODERS = ("albert", "bert", "deberta", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet", "roberta")
 
 
@@ -38,9 +36,12 @@ def find(folder: Path) -> str:
     Raises ModelError when it cannot be told.
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    named = config.get("architectures")
+    architecture = str(named[0]) if isinstance(named, list) and named else ""
+    if architecture.endswith(_CLASSIFIER):  # BART can be one too
+        return "encoder_classifier"
     if config.get("is_encoder_decoder"):
         return "encoder_decoder"
-    architecture = str((config.get("architectures") or [""])[0])
     for family, endings in _ENDINGS.items():
         if architecture.endswith(endings):
             return family

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 Row = Mapping[str, Any]
@@ -26,11 +27,12 @@ def by_tokens(lengths: Sequence[int], tokens_in_batch: int) -> Iterator[list[int
 
 def right_padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
     """int64 of shape (rows, longest)."""
-    longest = max(map(len, rows))
-    return torch.tensor([list(row) + [fill] * (longest - len(row)) for row in rows])
+    padded = np.full((len(rows), max(map(len, rows))), fill, np.int64)
+    for line, row in zip(padded, rows, strict=True):
+        line[: len(row)] = row
+    return torch.from_numpy(padded)
 
 
 def left_padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:
     """int64 of shape (rows, longest)."""
-    longest = max(map(len, rows))
-    return torch.tensor([[fill] * (longest - len(row)) + list(row) for row in rows])
+    return right_padded([row[::-1] for row in rows], fill).flip(1)

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from tasks import losses, templates
+from tasks import losses, templates, truncation
 from tasks.config import FormatConfig
 from tasks.devices import on_device
 from tasks.encoded import Encoded, Refused
@@ -22,38 +23,55 @@ TOKENS_IN_BATCH = 8192
 disable_progress_bar()  # the Trainer and from_pretrained would draw one for every checkpoint
 
 
+def chat_template(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The template of that name; see `templates.choose`."""
+    return templates.choose(name, tokenizer)
+
+
 def encode(
     examples: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: FormatConfig, labels: Sequence[str] = ()
 ) -> list[Encoded | Refused]:
-    """Render the conversations whole, and supervise the assistant's turns in them."""
+    """Render the conversations whole, and supervise the last of the assistant's turns in them, or all.
+
+    Reasons to refuse: special_token_in_text, no_supervised_tokens, too_many_tokens, token_across_prompt_end.
+    """
     conversations = [templates.messages(example) for example in examples]
+    specials = templates.special_tokens_in(conversations, tokenizer)
+    usable = [conversation for conversation, special in zip(conversations, specials, strict=True) if not special]
+    rendered = iter(templates.render(usable, tokenizer, config.train_on))
     return [
-        _encoded(conversation, rendered, tokenizer, config)
-        for conversation, rendered in zip(conversations, templates.render(conversations, tokenizer), strict=True)
+        Refused("special_token_in_text", f"{special} would be read as a mark of the template")
+        if special
+        else _encoded(example, next(rendered), tokenizer, config)
+        for example, special in zip(examples, specials, strict=True)
     ]
 
 
 def _encoded(
-    conversation: templates.Conversation,
-    rendered: templates.Rendered,
-    tokenizer: PreTrainedTokenizerBase,
-    config: FormatConfig,
+    example: Row, whole: templates.Rendered, tokenizer: PreTrainedTokenizerBase, config: FormatConfig
 ) -> Encoded | Refused:
-    if special := templates.special_token_in(conversation, tokenizer):
-        return Refused("special_token_in_text", f"{special} would be read as a mark of the template")
-    if not any(rendered.loss_mask):
-        return Refused("no_supervised_tokens", "the answer leaves no token to learn from")
-    if len(rendered.input_ids) > config.max_seq_length:
-        return Refused(
-            "too_many_tokens", f"{len(rendered.input_ids)} tokens, format.max_seq_length is {config.max_seq_length}"
-        )
+    limit = config.max_seq_length
+    rendered = whole if len(whole.input_ids) <= limit else _cut(example, whole, tokenizer, config)
+    ids, labels = rendered.input_ids, [IGNORE_INDEX] * len(rendered.input_ids)
+    for begin, end in rendered.spans:
+        labels[begin:end] = ids[begin:end]
+    if not any(end > max(begin, 1) for begin, end in rendered.spans):  # nothing comes before a row's first token
+        told = f"{whole.prompt_tokens} tokens ask, {len(whole.input_ids) - whole.prompt_tokens} answer"
+        return Refused("no_supervised_tokens", f"{told}, format.max_seq_length is {limit}")
+    if len(ids) > limit:
+        return Refused("too_many_tokens", f"{len(ids)} tokens, format.max_seq_length is {limit}")
     if not rendered.clean_cut:
         return Refused("token_across_prompt_end", "one token reaches from the prompt into the answer")
-    labels = [
-        token if supervised else IGNORE_INDEX
-        for token, supervised in zip(rendered.input_ids, rendered.loss_mask, strict=True)
-    ]
-    return Encoded(rendered.input_ids, labels, rendered.prompt_tokens, False)
+    return Encoded(ids, labels, rendered.prompt_tokens, rendered is not whole)
+
+
+def _cut(
+    example: Row, whole: templates.Rendered, tokenizer: PreTrainedTokenizerBase, config: FormatConfig
+) -> templates.Rendered:
+    """What `format.truncation` leaves of an example that is too long; the same where it leaves it."""
+    if config.truncation == "cut_prompt":
+        return truncation.cut_prompt(example, whole, config.max_seq_length, tokenizer, config.train_on)
+    return truncation.cut_output(whole, config.max_seq_length) if config.truncation == "cut_output" else whole
 
 
 def prompt_ids(example: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -66,6 +84,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32, labels: Sequence[str]
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True
     )
+    model.generation_config = GenerationConfig()  # the base's own would steer what is called greedy, as by a penalty
     return on_device(model).eval()
 
 
@@ -83,15 +102,17 @@ def collate(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
     of shape (rows, longest).  Positions begin anew at 0 with each document, and the padding is a document of its own:
     that is how attention, given no mask and no cache, keeps documents apart.
     """
-    longest = max(len(row["input_ids"]) for row in rows)
+    labels = right_padded([row["labels"] for row in rows], IGNORE_INDEX)
+    labels[:, 0] = IGNORE_INDEX  # nothing predicts it
+    longest = labels.shape[1]
     positions = [
-        [*row.get("position_ids", range(len(row["input_ids"]))), *range(longest - len(row["input_ids"]))]
-        for row in rows
+        np.concatenate([row.get("position_ids", np.arange(size)), np.arange(longest - size)])
+        for row, size in ((row, len(row["input_ids"])) for row in rows)
     ]
     return {
         "input_ids": right_padded([row["input_ids"] for row in rows], 0),
-        "labels": right_padded([row["labels"] for row in rows], IGNORE_INDEX),
-        "position_ids": torch.tensor(positions),
+        "labels": labels,
+        "position_ids": right_padded(positions, 0),
     }
 
 
