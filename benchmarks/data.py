@@ -191,6 +191,7 @@ def _print_figures(title: str, measured: Measured, ours: Measured) -> None:
 
 
 def print_line(work: str, system: str, value: float, unit: str, ratio: float | None) -> None:
+    """One figure as a line of JSON."""
     ratio_to_ours = None if ratio is None else round(ratio, 4)
     line = {"work": work, "system": system, "value": round(value, 6), "unit": unit, "ratio_to_ours": ratio_to_ours}
     print(json.dumps(line), flush=True)

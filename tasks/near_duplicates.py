@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tasks.compiled import compiled
 from tasks.config import Similarity
-from tasks.shingles import Shingles, Texts, compiled, shingle_blocks
+from tasks.shingles import Shingles, Texts, shingle_blocks
 
 HASHES = 128
 """MinHashes of a text."""

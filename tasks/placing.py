@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from tasks.compiled import compiled
 from tasks.config import SplitConfig
 from tasks.layout import SPLITS
-from tasks.shingles import compiled
 from tasks.texts import numbers
 
 NONE = -1

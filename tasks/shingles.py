@@ -11,14 +11,14 @@ A text with fewer words (characters) than an n-gram has one n-gram of all of the
 
 import functools
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tasks.compiled import compiled
 from tasks.config import Similarity
 
 BLOCK_BYTES = 1 << 18
@@ -57,17 +57,6 @@ class Shingles(NamedTuple):
 
     offsets: np.ndarray
     hashes: np.ndarray
-
-
-def compiled(function: Callable) -> Callable:
-    """`function` compiled by numba at its first call, and kept on disk where there is a folder to keep it in.
-
-    Kept code is made again when the file of `function` changes, and only then: it may call none of another file.
-    """
-    try:
-        return numba.njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
-        return numba.njit(nogil=True)(function)
 
 
 def shingles(texts: Texts, similarity: Similarity) -> Shingles:

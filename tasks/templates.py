@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
-_TOOLS = (
+TOOLS = (
     "{{- 'These tools can be called:\\n' -}}"
     "{%- for tool in tools -%}{{- tool | tojson + '\\n' -}}{%- endfor -%}"
     '{{- \'A call is written so:\\n<tool_call>\\n{"name": "a tool", "arguments": {}}\\n</tool_call>\' -}}'
 )
-_ANSWER = (
+ANSWER = (
     "{{- message['content'] or '' -}}"
     "{%- for call in message['tool_calls'] -%}"
     "{{- '\\n' if message['content'] or not loop.first -}}"
@@ -35,25 +35,25 @@ TEMPLATES = {
         "{%- if tools -%}"
         "{{- '<|im_start|>system\\n' -}}"
         "{%- if messages[0]['role'] == 'system' -%}{{- messages[0]['content'] + '\\n\\n' -}}{%- endif -%}"
-        + _TOOLS
+        + TOOLS
         + "{{- '<|im_end|>\\n' -}}"
         "{%- endif -%}"
         "{%- for message in messages -%}"
         "{%- if not (tools and loop.first and message['role'] == 'system') -%}"
         "{{- '<|im_start|>' + message['role'] + '\\n' -}}"
         "{%- if message['role'] == 'assistant' -%}"
-        "{% generation %}" + _ANSWER + "{{- '<|im_end|>' -}}{% endgeneration %}{{- '\\n' -}}"
+        "{% generation %}" + ANSWER + "{{- '<|im_end|>' -}}{% endgeneration %}{{- '\\n' -}}"
         "{%- else -%}{{- message['content'] + '<|im_end|>\\n' -}}{%- endif -%}"
         "{%- endif -%}"
         "{%- endfor -%}"
         "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
     ),
     "plain": (
-        "{%- if tools -%}{{- '### Tools:\\n' -}}" + _TOOLS + "{{- '\\n\\n' -}}{%- endif -%}"
+        "{%- if tools -%}{{- '### Tools:\\n' -}}" + TOOLS + "{{- '\\n\\n' -}}{%- endif -%}"
         "{%- for message in messages -%}"
         "{%- if message['role'] == 'assistant' -%}"
         "{{- '### Response:\\n' -}}"
-        "{% generation %}" + _ANSWER + "{{- eos_token -}}{% endgeneration %}{{- '\\n' -}}"
+        "{% generation %}" + ANSWER + "{{- eos_token -}}{% endgeneration %}{{- '\\n' -}}"
         "{%- elif message['role'] == 'user' -%}{{- '### Instruction:\\n' + message['content'] + '\\n\\n' -}}"
         "{%- else -%}{{- '### ' + message['role'] | capitalize + ':\\n' + message['content'] + '\\n\\n' -}}"
         "{%- endif -%}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 COLOURS = ["red", "green", "blue", "white", "black", "brown", "pink", "grey", "gold", "teal"]
 ROWS = [

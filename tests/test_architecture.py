@@ -8,8 +8,20 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STAGES = ["collect", "clean", "split", "format", "fine_tune", "evaluate", "export"]
 LAYERS = [
-    {"errors", "layout", "schema", "registry", "progress", "memory", "markup", "encoded", "losses", "devices"},
-    {"filters", "repairs", "personal_data", "metrics", "templates", "packing"},
+    {
+        "errors",
+        "layout",
+        "schema",
+        "registry",
+        "progress",
+        "memory",
+        "markup",
+        "encoded",
+        "losses",
+        "devices",
+        "compiled",
+    },
+    {"filters", "repairs", "personal_data", "metrics", "templates", "truncation", "packing"},
     {"config", "families"},
     {"config_file", "engine"},
     {"store", "ledger", "sources", "formats", "texts", "shingles", "near_duplicates"},

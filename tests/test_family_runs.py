@@ -266,3 +266,15 @@ def test_the_intents_of_the_test_are_phrased_as_none_of_train():
     train = (folder / "train.jsonl").read_text(encoding="utf-8")
     assert set(Counter(row["label"] for row in test).values()) == {17} and len({row["label"] for row in test}) == 12
     assert not [row for row in test if json.dumps(row["text"], ensure_ascii=False) in train]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_pretrained_weights_make_the_intent_classifier(tmp_path, monkeypatch):
+    """Real weights from a Python package: one epoch is enough to tell twelve intents in phrasings of its own."""
+    monkeypatch.chdir(CONFIGS.parent)
+    rest = [f"store={tmp_path / 'artifacts'}", f"runs={tmp_path / 'runs'}", "fine_tune.epochs=1"]
+    run = Run(load(CONFIGS / "intent-classifier.yaml", [*rest, "fine_tune.scratch_control=false"]))
+    scores = {system: parts["test"] for system, parts in run.records["evaluate"].figures["evaluation"].items()}
+    assert scores["base"]["accuracy"]["value"] < 0.3, "its head has random weights"
+    assert scores["tuned"]["accuracy"]["value"] > 0.7 and scores["tuned"]["f1"]["value"] > 0.7

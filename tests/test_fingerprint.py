@@ -66,7 +66,7 @@ def test_an_edit_changes_the_digests_of_what_uses_it(code, file, old, new, modul
         ("clean.py", "\n\n\n", "\n\n\n# Why.\n\n\n\n"),
         ("ledger.py", "SHARD_ROWS = 50_000", "SHARD_ROWS = (\n    50000  # rows\n)"),
         ("errors.py", "Exit code 1.", "Exit code one."),
-        ("config.py", "keep_first", "keep_one"),
+        ("config/data.py", "keep_first", "keep_one"),
     ],
 )
 def test_comments_layout_messages_and_defaults_change_nothing(code, file, old, new):

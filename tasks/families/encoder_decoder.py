@@ -21,7 +21,7 @@ from tasks.errors import ConfigError, ModelError
 from tasks.families.batches import Row, by_length, by_tokens, right_padded
 from tasks.progress import progress
 from tasks.schema import IGNORE_INDEX
-from tasks.templates import _ANSWER, _TOOLS
+from tasks.templates import ANSWER, TOOLS
 
 METRICS = ("exact_match", "rouge_l")
 PACKS = False
@@ -30,10 +30,10 @@ TOKENS_IN_BATCH = 8192
 disable_progress_bar()  # from_pretrained would draw one for every checkpoint
 
 _TEMPLATE = (
-    "{%- if messages | length == 1 and not tools -%}{%- set message = messages[0] -%}" + _ANSWER + "{%- else -%}"
-    "{%- if tools -%}" + _TOOLS + "{{- '\\n\\n' -}}{%- endif -%}"
+    "{%- if messages | length == 1 and not tools -%}{%- set message = messages[0] -%}" + ANSWER + "{%- else -%}"
+    "{%- if tools -%}" + TOOLS + "{{- '\\n\\n' -}}{%- endif -%}"
     "{%- for message in messages -%}"
-    "{{- '' if loop.first else '\\n\\n' -}}{{- message['role'] | capitalize + ': ' -}}" + _ANSWER + "{%- endfor -%}"
+    "{{- '' if loop.first else '\\n\\n' -}}{{- message['role'] | capitalize + ': ' -}}" + ANSWER + "{%- endfor -%}"
     "{%- endif -%}"
 )
 
@@ -117,7 +117,7 @@ def _asked(conversations: Sequence[templates.Conversation], tokenizer: PreTraine
 
 def _answers(messages: Sequence[templates.Message], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """The tokens of answers, tool calls included, with the tokenizer's marks and its end-of-text token at the end."""
-    template = "{%- set message = messages[0] -%}" + _ANSWER
+    template = "{%- set message = messages[0] -%}" + ANSWER
     texts = [
         tokenizer.apply_chat_template([message], chat_template=template, tokenize=False)
         if "tool_calls" in message
