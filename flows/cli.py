@@ -15,6 +15,7 @@ from tasks.config import PipelineConfig
 from tasks.config_file import load
 from tasks.data_report import write_data_report
 from tasks.errors import AttuneError, is_disk_trouble
+from tasks.interrupts import on_sigterm
 from tasks.plan import Step, plan
 from tasks.progress import LineHandler
 from tasks.report import closing_table, write_report
@@ -89,7 +90,8 @@ def run(
         from flows.pipeline import pipeline
 
         _make_home_of_prefect()
-        record = Path(pipeline(settings))
+        with on_sigterm():  # Prefect hands the signal on once it has noted that the run was ended
+            record = Path(pipeline(settings))
     show(record)
 
 
@@ -158,7 +160,8 @@ def sweep(config: ConfigPath, overrides: Overrides = None) -> None:
         from flows.sweep import sweep as flow
 
         _make_home_of_prefect()
-        flow(settings)
+        with on_sigterm():
+            flow(settings)
     console.print(table(settings, search.ended(settings, home)))
     console.print(f"best     {home / 'best.yaml'}\nreport   {home / 'report.md'}", markup=False, soft_wrap=True)
 

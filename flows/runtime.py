@@ -19,6 +19,7 @@ os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # a
 
 from prefect import State, Task, task
 from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import TerminationSignal
 from prefect.states import Completed, Failed
 
 from tasks import base_model, contract, engine
@@ -35,6 +36,8 @@ from tasks.store import ArtifactRef, ArtifactStore
 
 log = logging.getLogger("attune")
 log.setLevel(logging.INFO)
+
+_STOPPED = "stopped by SIGTERM; run the same command again and it goes on from where it was"
 
 
 class Run:
@@ -56,7 +59,7 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
         self.failure = error if isinstance(error, AttuneError) else None
-        self.folder.end((str(error) or kind.__name__) if kind else "")
+        self.folder.end((_STOPPED if kind is TerminationSignal else str(error) or kind.__name__) if kind else "")
         write_report(self.folder)
         write_data_report(self.folder)
         return self.failure is not None

@@ -10,12 +10,12 @@ import pyarrow as pa
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from tasks import adapters, checkpoints, launch
+from tasks import adapters, checkpoints, curves, estimate, launch
 from tasks.config import FineTuneConfig
 from tasks.errors import TrainingError
 from tasks.families import find, load_family
 from tasks.held_out import class_names
-from tasks.layout import PACKS, RESUME
+from tasks.layout import CURVES, PACKS, RESUME
 from tasks.ledger import ShardWriter, Summary, read
 from tasks.schema import HISTORY
 from tasks.training import Choices, Job, train
@@ -27,14 +27,15 @@ STARTS = {"tuned": "the base model", "scratch": "a random initialisation"}
 
 
 def fine_tune(config: FineTuneConfig, inputs: dict[str, Path], out: Path, family: str = "auto") -> Summary:
-    """Write `tuned/` (a Hugging Face folder), with scratch_control also `scratch/`, and `history` (columns HISTORY).
+    """Write `tuned/` (a Hugging Face folder), with scratch_control also `scratch/`, `history` (HISTORY), `curves.svg`.
 
     With an adapter `adapter/` holds it alone and `tuned/` the merged model.  Goes on from the newest whole checkpoint
-    in `out/resume`.  Raises TrainingError when a loss or gradient is not finite, Interrupted after SIGTERM.
+    in `out/resume`.  Figures hold what was `predicted` and what was `measured`.  Raises TrainingError when a loss or a
+    gradient is not finite or memory runs out, Interrupted after SIGTERM.
     """
     family = find(inputs["base"]) if family == "auto" else family
     records: list[dict[str, Any]] = []
-    figures: dict[str, Any] = {}
+    figures: dict[str, Any] = {"predicted": estimate.predict(config, inputs["base"], inputs["format"], family)}
     for system in ("tuned", "scratch") if config.scratch_control else ("tuned",):
         job = Job(system, family, inputs["base"], inputs["format"], config, (out / RESUME / system).absolute())
         log.info("%s: from %s", system, STARTS[system])
@@ -46,6 +47,13 @@ def fine_tune(config: FineTuneConfig, inputs: dict[str, Path], out: Path, family
     writer = ShardWriter(out / "history", HISTORY)
     writer.write(pa.Table.from_pylist(records, schema=HISTORY))
     writer.close()
+    trained = [figures[system] for system in STARTS if system in figures]
+    curves.draw(records, out / CURVES, {system: figures[system]["best_step"] for system in STARTS if system in figures})
+    figures["measured"] = {
+        "steps": sum(each["steps"] for each in trained),
+        "tokens": sum(each["tokens"] for each in trained),
+        "disk_bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
+    }
     rows = read(inputs["format"] / "train", columns=["id"]).num_rows
     return Summary(rows_in=rows, rows_kept=rows, figures=figures | _packed(inputs["format"]))
 
@@ -89,6 +97,7 @@ def _figures(job: Job, state: dict[str, Any]) -> dict[str, Any]:
     choices = Choices.read(job)
     return {
         "steps": state["global_step"],
+        "tokens": state["num_input_tokens_seen"] * job.config.processes,
         "best_step": state["best_global_step"],
         "best_value": state["best_metric"],
         "best_validation_loss": losses[state["best_global_step"]],

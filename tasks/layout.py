@@ -20,5 +20,8 @@ SPLITS = ("train", "validation", "test")
 PACKS = "packs"
 """Folder of format with the packed row of each training row; it is missing where rows are not packed."""
 
+CURVES = "curves.svg"
+"""File of fine_tune with the loss curves; a run has a copy of it beside its report."""
+
 LABELS = "labels.json"
 """File of format with the names of the classes, in their order; only classifiers have one."""

@@ -38,7 +38,7 @@ def summed_loss(
         head, hidden, logits, dtype = run()
     if logits is not None:
         return functional.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing, reduction="sum")
-    return _ChunkedCrossEntropy.apply(hidden, head.weight, head.bias, targets, label_smoothing, dtype)
+    return ChunkedCrossEntropy.apply(hidden, head.weight, head.bias, targets, label_smoothing, dtype)
 
 
 @torch.no_grad()
@@ -105,7 +105,7 @@ def _is_plain(model: nn.Module, head: Any, inputs: Mapping[str, torch.Tensor]) -
     return _plain[model]
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
+class ChunkedCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of hidden states against targets.
 
     hidden (tokens, width), weight (vocabulary, width), bias (vocabulary,) or None, targets (tokens,).  The gradient is
@@ -115,6 +115,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, label_smoothing, dtype):
+        """The loss, and its gradients for `backward`; `dtype` is that of the matrix products."""
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         matrix = weight.to(dtype)
         total = hidden.new_zeros((), dtype=torch.float32)
@@ -144,6 +145,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, by):
+        """The gradients, times that of what became of the loss."""
         return *(grad if grad is None else grad * by for grad in ctx.saved_tensors), None, None, None
 
 

@@ -6,10 +6,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from tasks.layout import CURVES
 from tasks.run_record import RunFolder, RunRecord
-
-CURVES = "curves.svg"
-"""File of fine_tune with the loss curves; a run has a copy of it beside its report."""
 
 
 def closing_table(record: RunRecord) -> Group:

@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.layout import CURVES
 from tasks.store import ArtifactRef, Manifest
 
 
@@ -103,6 +105,8 @@ class RunFolder:
                 }
                 for system, table in record.figures.pop("evaluation").items()
             }
+        if record.stage == "fine_tune":
+            shutil.copyfile(artifact / CURVES, self.path / CURVES)
         if record.stage == "export":
             self.record.export = ExportRecord(path=str(artifact), formats=record.figures["formats"])
             _point(self.path / "model", os.path.relpath(artifact / "huggingface", self.path))

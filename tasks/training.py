@@ -144,8 +144,8 @@ class TokenTrainer(Trainer):
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         self.rows = TrainingRows(job.formatted, choices.batch_size * processes if processes > 1 else 1)
         self.order = Order(self.rows, job.config.seed)
-        self.tokens = 0  # handed out for training so far, without padding
-        callbacks: list[Any] = [TrainingLog(job.system, lambda: self.tokens)]
+        self._tokens_in_step = 0
+        callbacks: list[Any] = [TrainingLog(job.system)]
         if job.config.early_stopping_patience:
             callbacks.append(
                 EarlyStoppingCallback(job.config.early_stopping_patience, job.config.early_stopping_threshold)
@@ -170,8 +170,9 @@ class TokenTrainer(Trainer):
         self.stop.raise_if_asked()
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        self.tokens += sum(len(row["input_ids"]) for row in rows)
-        return self.family.collate(rows) | {"rows": torch.tensor([row["row"] for row in rows])}
+        tokens = sum(len(row["input_ids"]) for row in rows)
+        numbers = [row["row"] for row in rows]
+        return self.family.collate(rows) | {"rows": torch.tensor(numbers), "tokens": torch.tensor(tokens)}
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:
         return self.order
@@ -196,7 +197,7 @@ class TokenTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """One forward and backward pass."""
-        rows = inputs.pop("rows").tolist()
+        rows, tokens = inputs.pop("rows").tolist(), inputs.pop("tokens").item()
         if self.stop.asked and self.accelerator.num_processes == 1:
             self._leave_step()
             raise self._interrupted()
@@ -210,6 +211,7 @@ class TokenTrainer(Trainer):
         if not torch.isfinite(loss):
             raise self._not_finite(f"the loss is {loss.item()}", rows)
         self._last_rows = rows
+        self._tokens_in_step += tokens
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -274,6 +276,8 @@ class TokenTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         self._after_step = _random_states()
+        self.state.num_input_tokens_seen += self._tokens_in_step  # without padding, of this process
+        self._tokens_in_step = 0
         try:
             super()._maybe_log_save_evaluate(*args, **kwargs)
         except Interrupted:  # while validating: that is done first when it goes on
@@ -287,6 +291,7 @@ class TokenTrainer(Trainer):
     def _leave_step(self) -> None:
         """Give up a step in the middle: what it began is forgotten, and what was done before is saved."""
         self.model_wrapped.zero_grad()
+        self._tokens_in_step = 0
         if self._saved_step != self.state.global_step:
             _set_random_states(self._after_step)
             self._save_checkpoint(self.model_wrapped, None)

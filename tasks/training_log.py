@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tqdm import tqdm
@@ -16,19 +16,16 @@ _COLUMNS = {"loss": "loss", "eval_loss": "validation_loss", "learning_rate": "le
 
 
 class TrainingLog(TrainerCallback):
-    """Shows training: a bar at a terminal, one line per validation; and validates after the last step.
+    """Shows training: a bar at a terminal, one line per validation; and validates after the last step."""
 
-    `tokens` tells how many tokens were trained on so far.
-    """
-
-    def __init__(self, system: str, tokens: Callable[[], int]) -> None:
-        self.system, self.tokens = system, tokens
+    def __init__(self, system: str) -> None:
+        self.system = system
         self._last: dict[str, float] = {}
         self._bar: tqdm | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Begin the bar where training begins or goes on."""
-        self._began = time.perf_counter()
+        self._began, self._tokens_before = time.perf_counter(), state.num_input_tokens_seen
         self._bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -53,7 +50,8 @@ class TrainingLog(TrainerCallback):
         self._last |= {_SHOWN[name]: value for name, value in logs.items() if name in _SHOWN}
         if self._bar:
             shown = {name: f"{value:.3g}" for name, value in self._last.items()}
-            rate = self.tokens() / (time.perf_counter() - self._began)
+            tokens = state.num_input_tokens_seen - self._tokens_before
+            rate = tokens / (time.perf_counter() - self._began)
             self._bar.set_postfix(shown | {"tok/s": f"{rate:,.0f}"})
         if "eval_loss" in logs and state.is_world_process_zero:
             log.info(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training import formatted, losses, run
+from small_training import formatted, losses, run
 
 from tasks import adapters, requirements
 from tasks.config import FineTuneConfig

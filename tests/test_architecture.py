@@ -8,38 +8,19 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STAGES = ["collect", "clean", "split", "format", "fine_tune", "evaluate", "export"]
 LAYERS = [
-    {
-        "errors",
-        "layout",
-        "schema",
-        "registry",
-        "progress",
-        "memory",
-        "markup",
-        "encoded",
-        "losses",
-        "devices",
-        "compiled",
-    },
+    {"errors", "layout", "schema", "registry", "progress", "memory", "markup", "encoded"},
+    {"losses", "devices", "compiled", "curves"},
     {"filters", "repairs", "personal_data", "metrics", "templates", "truncation", "packing"},
     {"config", "families"},
     {"config_file", "engine"},
     {"store", "ledger", "sources", "formats", "texts", "shingles", "near_duplicates"},
     {"base_model", "fingerprint", "held_out", "scratch", "exporters", "profile", "sampling", "contract"},
     {"near_pairs", "decontaminate", "duplicates", "placing", "leak"},
-    {
-        "checkpoints",
-        "interrupts",
-        "precision",
-        "optimizers",
-        "requirements",
-        "training_rows",
-        "training_log",
-        "adapters",
-    },
-    {"stages", "training", "launch", "model_card", "run_record"},
+    {"checkpoints", "interrupts", "precision", "optimizers", "requirements", "adapters"},
+    {"training_rows", "training_log"},
+    {"stages", "training", "launch", "estimate", "model_card", "run_record"},
     {"plan", "report", "data_report", "funnel", *STAGES},
-    {"check"},
+    {"check", "sweep", "sweep_report"},
 ]
 """A module may import from its own layer and from those above it in this list."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import formatted, losses, run
+from small_training import formatted, losses, run
 
 from tasks import metrics
 from tasks.errors import ConfigError, TrainingError

@@ -156,7 +156,7 @@ def test_any_shape_any_chunk(tokens, vocabulary, width, smoothing, in_chunk, see
     wanted = torch.autograd.grad(expected, (hidden, weight))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(losses, "LOGITS_IN_CHUNK", in_chunk)
-        found = losses._ChunkedCrossEntropy.apply(hidden, weight, None, targets, smoothing, torch.float32)
+        found = losses.ChunkedCrossEntropy.apply(hidden, weight, None, targets, smoothing, torch.float32)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
     for one, other in zip(torch.autograd.grad(found, (hidden, weight)), wanted, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
@@ -167,7 +167,7 @@ def test_label_smoothing_by_hand():
     logits = torch.tensor([[1.0, 2.0, 0.5]])
     log_p = logits[0] - logits[0].exp().sum().log()
     expected = -(0.8 * log_p[1] + 0.1 * log_p[0] + 0.1 * log_p[2])
-    found = losses._ChunkedCrossEntropy.apply(logits, torch.eye(3), None, torch.tensor([1]), 0.3, torch.float32)
+    found = losses.ChunkedCrossEntropy.apply(logits, torch.eye(3), None, torch.tensor([1]), 0.3, torch.float32)
     torch.testing.assert_close(found, expected)
 
 
@@ -186,5 +186,5 @@ def test_the_peak_of_memory_is_a_chunk_not_all_logits(monkeypatch):
             return made
 
     with Watch():
-        losses._ChunkedCrossEntropy.apply(hidden, weight, None, torch.zeros(512, dtype=torch.int64), 0.1, torch.float32)
+        losses.ChunkedCrossEntropy.apply(hidden, weight, None, torch.zeros(512, dtype=torch.int64), 0.1, torch.float32)
     assert largest <= 2**18

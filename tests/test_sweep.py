@@ -143,7 +143,7 @@ def undisturbed(
 
 def test_the_best_of_a_small_grid_is_found_and_a_metric_is_made_large(config, tmp_path):
     grid = {"fine_tune.lora.rank": {"choices": [4, 8, 16]}, "fine_tune.optimizer": {"choices": ["adam", "sgd"]}}
-    config = load(written(tmp_path, grid, trials=9, model={"base": config.model.base}))
+    config = load(written(tmp_path, grid, trials=8, model={"base": config.model.base}))
 
     def train(config: PipelineConfig, _: sweep.Watcher) -> sweep.Outcome:
         tune = config.fine_tune
@@ -169,13 +169,12 @@ def test_trials_stay_in_their_bounds_and_come_close_to_the_best(config, tmp_path
     assert best(config, trials).value <= min(trial.value for trial in trials if trial.state == "pruned")
 
 
-@pytest.mark.parametrize("killed_in", [1, 6])
-def test_a_search_that_was_interrupted_ends_with_the_same_trials(config, tmp_path, undisturbed, killed_in):
+def test_a_search_that_was_interrupted_ends_with_the_same_trials(config, tmp_path, undisturbed):
     whole, expected = undisturbed
-    first = Trainings(lambda number: KeyboardInterrupt() if number == killed_in else None)
+    first = Trainings(lambda number: KeyboardInterrupt() if number == 6 else None)
     with pytest.raises(KeyboardInterrupt):
         sweep.search(config, tmp_path / "home", first)
-    assert len(sweep.ended(config, tmp_path / "home")) == killed_in - 1
+    assert len(sweep.ended(config, tmp_path / "home")) == 5
     second = Trainings()
     assert searched(config, tmp_path / "home", second) == expected
     assert first.asked + second.asked[1:] == whole.asked, "no training is repeated"

@@ -11,9 +11,9 @@ from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
 
 import pytest
+import small_training_process
 import torch
-import training_process
-from training import SETTINGS, formatted, losses, run
+from small_training import SETTINGS, formatted, losses, run
 
 from tasks import checkpoints
 from tasks.errors import TrainingError
@@ -68,7 +68,9 @@ Training = tuple[Process, Connection]
 def start(made: Path, base: Path, out: Path, moment: str, waits: float = 30) -> Training:
     """A training in another process that has come to a moment."""
     hears, tells = Pipe(duplex=False)
-    process = SERVER.Process(target=training_process.train, args=(tells, moment, waits, base, made, out, TRAINING))
+    process = SERVER.Process(
+        target=small_training_process.train, args=(tells, moment, waits, base, made, out, TRAINING)
+    )
     process.start()
     tells.close()
     assert hears.recv() == "here"
