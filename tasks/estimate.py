@@ -38,7 +38,7 @@ from tasks.training import steps
 
 log = logging.getLogger("attune.estimate")
 
-PROCESS_BYTES = 770 * 2**20
+PROCESS_BYTES = 1050 * 2**20
 """What the process of a run holds before a training on a CPU: Python, torch, transformers, Prefect, earlier stages."""
 
 HEAP = 1.3

@@ -145,7 +145,6 @@ def _next(study: Study, storage: RDBStorage, config: PipelineConfig) -> Trial | 
     interrupted = next((trial.number for trial in known if not trial.state.is_finished()), None)
     if interrupted is None and len(known) >= config.sweep.trials:
         return None
-    study.sampler = _sampler(config, len(known) if interrupted is None else interrupted)
     if interrupted is None:
         return study.ask()
     of_study = storage.get_study_id_from_name(STUDY)
@@ -153,9 +152,12 @@ def _next(study: Study, storage: RDBStorage, config: PipelineConfig) -> Trial | 
 
 
 def _sampler(config: PipelineConfig, *what: object) -> TPESampler:
-    """A sampler that draws the same after a kill, since it begins anew with each trial and each parameter."""
+    """A sampler that draws the same after a kill, since it begins anew with each parameter of each trial.
+
+    So each is drawn by itself: what is drawn together would be drawn again for those that a kill left over.
+    """
     seed = int(digest_json([config.sweep.seed, *what])[:8], 16)
-    return TPESampler(seed=seed, n_startup_trials=UNGUIDED_TRIALS)
+    return TPESampler(seed=seed, n_startup_trials=UNGUIDED_TRIALS, multivariate=False)
 
 
 def _try(study: Study, trial: Trial, config: PipelineConfig, home: Path, train: Train) -> None:

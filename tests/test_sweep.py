@@ -164,6 +164,10 @@ def test_trials_stay_in_their_bounds_and_come_close_to_the_best(config, tmp_path
         assert 1e-5 <= rate <= 1e-1 and rank in (4, 8, 16)
         assert round(warmup * 10) == pytest.approx(warmup * 10)
     assert best(config, trials).value < 0.6
+    free = trials[: sweep.UNGUIDED_TRIALS]
+    lengths = [(math.log10(trial.parameters[RATE]) + 5) / 4 for trial in free]
+    shares = [trial.parameters["fine_tune.warmup_ratio"] / 0.5 for trial in free]
+    assert max(abs(one - other) for one, other in zip(lengths, shares, strict=True)) > 0.3, "each is drawn by itself"
     states = [trial.state for trial in trials]
     assert "pruned" in states and "pruned" not in states[: sweep.UNGUIDED_TRIALS]
     assert best(config, trials).value <= min(trial.value for trial in trials if trial.state == "pruned")
@@ -181,13 +185,14 @@ def test_a_search_that_was_interrupted_ends_with_the_same_trials(config, tmp_pat
     assert second.asked[0] == first.asked[-1]
 
 
-def test_a_search_killed_while_it_draws_draws_the_same(config, tmp_path, monkeypatch, undisturbed):
+@pytest.mark.parametrize("draw", [5, 20], ids=["second trial", "seventh, which is guided"])
+def test_a_search_killed_while_it_draws_draws_the_same(config, tmp_path, monkeypatch, undisturbed, draw):
     _, expected = undisturbed
     drawn, calls = sweep._suggested, []
 
     def dies_in_the_second_draw(*arguments: Any) -> Any:
         calls.append(arguments)
-        if len(calls) == 5:  # of the second trial: its parameters are drawn one by one
+        if len(calls) == draw:
             raise KeyboardInterrupt
         return drawn(*arguments)
 
@@ -199,10 +204,10 @@ def test_a_search_killed_while_it_draws_draws_the_same(config, tmp_path, monkeyp
 
 def test_more_trials_go_on_with_the_same_search_and_none_left_runs_none(config, tmp_path, undisturbed):
     _, expected = undisturbed
-    assert searched(sweep.with_values(config, {"sweep.trials": 3}), tmp_path / "home", Trainings()) == expected[:3]
+    assert searched(sweep.with_values(config, {"sweep.trials": 6}), tmp_path / "home", Trainings()) == expected[:6]
     rest = Trainings()
-    assert searched(config, tmp_path / "home", rest) == expected and len(rest.asked) == 4
-    assert searched(config, tmp_path / "home", rest) == expected and len(rest.asked) == 4
+    assert searched(config, tmp_path / "home", rest) == expected and len(rest.asked) == 1
+    assert searched(config, tmp_path / "home", rest) == expected and len(rest.asked) == 1
 
 
 def test_a_trial_that_fails_is_told_and_the_search_goes_on(config, tmp_path):
@@ -233,7 +238,7 @@ def test_a_full_disk_is_no_trials_fault_and_the_trial_is_tried_again(config, tmp
 
 def test_values_that_do_not_go_together_fail_the_trial_and_not_the_search(config, tmp_path):
     shares = {"split.validation": {"choices": [0.1, 0.6]}, "split.test": {"choices": [0.1, 0.6]}}
-    config = load(written(tmp_path, shares, trials=10, model={"base": config.model.base}))
+    config = load(written(tmp_path, shares, trials=5, model={"base": config.model.base}), ["sweep.seed=5"])
     trials = searched(config, tmp_path / "home", lambda *_: sweep.Outcome(1.0, False, ""))
     failed = [trial for trial in trials if trial.state == "failed"]
     assert failed and all(list(trial.parameters.values()) == [0.6, 0.6] for trial in failed)
