@@ -15,7 +15,7 @@ from tasks.config import PipelineConfig
 from tasks.errors import AttuneError
 from tasks.plan import look_up
 from tasks.stages import STAGES
-from tasks.training import watched_by
+from tasks.trainer import watched_by
 
 
 @flow(name="sweep", flow_run_name="{config.name}", persist_result=False)

@@ -30,11 +30,11 @@ from tasks.config import FineTuneConfig
 from tasks.devices import device
 from tasks.families import load_family
 from tasks.held_out import class_names
+from tasks.job import steps
 from tasks.layout import PACKS
 from tasks.ledger import read
 from tasks.losses import LOGITS_IN_CHUNK, ChunkedCrossEntropy
 from tasks.schema import IGNORE_INDEX
-from tasks.training import steps
 
 log = logging.getLogger("attune.estimate")
 

@@ -15,10 +15,11 @@ from tasks.config import FineTuneConfig
 from tasks.errors import TrainingError
 from tasks.families import find, load_family
 from tasks.held_out import class_names
+from tasks.job import Choices, Job
 from tasks.layout import CURVES, PACKS, RESUME
 from tasks.ledger import ShardWriter, Summary, read
 from tasks.schema import HISTORY
-from tasks.training import Choices, Job, train
+from tasks.training import train
 from tasks.training_log import history
 
 log = logging.getLogger("attune.fine_tune")

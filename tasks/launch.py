@@ -13,8 +13,8 @@ from tasks import checkpoints
 from tasks.config import FineTuneConfig
 from tasks.errors import AttuneError, ConfigError, Interrupted, TrainingError
 from tasks.interrupts import StopRequest, on_sigterm
+from tasks.job import Job
 from tasks.progress import LineHandler
-from tasks.training import Job
 from tasks.training import train as train_here
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ from tasks.config import FineTuneConfig
 from tasks.errors import AttuneError
 from tasks.families import decoder_only
 from tasks.fine_tune import fine_tune
-from tasks.training import TokenTrainer
+from tasks.trainer import TokenTrainer
 
 MOMENTS = {
     "passes": (TokenTrainer, "training_step"),

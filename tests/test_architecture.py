@@ -18,7 +18,9 @@ LAYERS = [
     {"near_pairs", "decontaminate", "duplicates", "placing", "leak"},
     {"checkpoints", "interrupts", "precision", "optimizers", "requirements", "adapters"},
     {"training_rows", "training_log"},
-    {"stages", "training", "launch", "estimate", "model_card", "run_record"},
+    {"job"},
+    {"trainer", "training"},
+    {"stages", "launch", "estimate", "model_card", "run_record"},
     {"plan", "report", "data_report", "funnel", *STAGES},
     {"check", "sweep", "sweep_report"},
 ]

@@ -17,11 +17,11 @@ from tasks.base_model import family as family_of
 from tasks.config import FineTuneConfig, ModelConfig
 from tasks.estimate import Batch, Rows, estimate, predict
 from tasks.families import load_family
+from tasks.job import steps
 from tasks.layout import PACKS
 from tasks.ledger import ShardWriter
 from tasks.schema import IGNORE_INDEX, TOKENIZED
 from tasks.schema import PACKS as PACK_COLUMNS
-from tasks.training import steps
 
 FAMILIES = {"llama": "decoder_only", "gpt2": "decoder_only", "qwen3": "decoder_only", "t5": "encoder_decoder"}
 FAMILIES |= {"bart": "encoder_decoder", "bert": "encoder_classifier"}
