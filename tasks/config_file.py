@@ -3,6 +3,7 @@
 import re
 from difflib import get_close_matches
 from pathlib import Path
+from types import GenericAlias
 from typing import Any
 
 import yaml
@@ -138,6 +139,9 @@ def _nearest(loc: tuple[int | str, ...]) -> str:
 
 
 def _section_of(annotation: Any) -> Any:
-    """The Section inside `annotation`, such as SourceConfig in list[SourceConfig]."""
-    inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, Section)]
-    return inner[0] if inner else annotation
+    """The Section inside `annotation`, such as SourceConfig in list[SourceConfig] | None."""
+    if isinstance(annotation, type) and not isinstance(annotation, GenericAlias) and issubclass(annotation, Section):
+        return annotation
+    inner = (_section_of(each) for each in getattr(annotation, "__args__", ()))
+    found = (each for each in inner if isinstance(each, type) and not isinstance(each, GenericAlias))
+    return next((each for each in found if issubclass(each, Section)), annotation)

@@ -8,6 +8,7 @@ from typing import Any
 from tasks import checkpoints
 from tasks.interrupts import on_sigterm
 from tasks.job import Choices, Job
+from tasks.memory import keep_freed_memory
 from tasks.trainer import OutOfMemory, TokenTrainer, validation_is_due
 
 log = logging.getLogger("attune.fine_tune")
@@ -20,6 +21,7 @@ def train(job: Job) -> Path:
     stays, and it goes on from the last finished step.  Raises TrainingError when the loss or a gradient is not finite
     or when not even one row fits, Interrupted after SIGTERM.
     """
+    keep_freed_memory()
     choices = Choices.read(job)
     with on_sigterm() as stop:
         while True:

@@ -27,7 +27,7 @@ LAYERS = [
 """A module may import from its own layer and from those above it in this list."""
 
 HEAVY = {"torch", "transformers", "prefect", "evaluate", "datasets", "pandas", "pyarrow", "numpy", "numba", "fsspec"}
-HEAVY |= {"huggingface_hub", "ray"}
+HEAVY |= {"huggingface_hub", "ray", "optuna", "matplotlib", "peft", "sklearn"}
 LIGHT = [
     "flows/cli.py",
     *(f"tasks/config/{path.name}" for path in sorted((ROOT / "tasks" / "config").glob("*.py"))),
