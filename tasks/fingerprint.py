@@ -8,15 +8,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 NOT_CODE = {
-    *(
-        "tasks.config",
-        "tasks.curves",
-        "tasks.engine",
-        "tasks.errors",
-        "tasks.estimate",
-        "tasks.memory",
-        "tasks.progress",
-    )
+    "tasks.config",
+    "tasks.curves",
+    "tasks.engine",
+    "tasks.errors",
+    "tasks.estimate",
+    "tasks.memory",
+    "tasks.progress",
 }
 """Settings are part of the key as values; the wording of an error, the look of a plot, a forecast, or what a shard is
 worked on with is no reason to train again."""

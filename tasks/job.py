@@ -44,11 +44,14 @@ class Choices:
 
     @classmethod
     def read(cls, job: Job) -> "Choices":
-        """Those of the training that goes on, or those of the settings."""
+        """Those of the training that goes on, or those of the settings, which are kept from now on."""
         config, path = job.config, job.checkpoints / "choices.json"
         if path.exists():
             return cls(**json.loads(path.read_text(encoding="utf-8")))
-        return cls(precision.choose(config.precision), config.per_device_batch_size, config.gradient_accumulation_steps)
+        rows, passes = config.per_device_batch_size, config.gradient_accumulation_steps
+        chosen = cls(precision.choose(config.precision), rows, passes)
+        chosen.write(job)
+        return chosen
 
     def write(self, job: Job) -> None:
         """Keep them."""

@@ -13,7 +13,7 @@ from tasks import checkpoints
 from tasks.config import FineTuneConfig
 from tasks.errors import AttuneError, ConfigError, Interrupted, TrainingError
 from tasks.interrupts import StopRequest, on_sigterm
-from tasks.job import Job
+from tasks.job import Choices, Job
 from tasks.progress import LineHandler
 from tasks.training import train as train_here
 
@@ -27,6 +27,7 @@ def train(job: Job) -> Path:
     """
     job.checkpoints.mkdir(parents=True, exist_ok=True)
     task, failure = job.checkpoints / "job.json", job.checkpoints / "failure.txt"
+    Choices.read(job)  # decided once, for all processes
     task.write_text(json.dumps(vars(job) | {"config": job.config.model_dump()}, default=str), encoding="utf-8")
     failure.unlink(missing_ok=True)
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", _settings(job)]

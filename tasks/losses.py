@@ -101,7 +101,8 @@ def _is_plain(model: nn.Module, head: Any, inputs: Mapping[str, torch.Tensor]) -
     finally:
         handle.remove()
         model.train(was_training)
-    _plain[model] = type(head) is nn.Linear and len(made) == 1 and torch.equal(made[0].float(), logits.float())
+    whole = type(head) is nn.Linear and not hasattr(head.weight, "device_mesh")  # not shared among processes
+    _plain[model] = whole and len(made) == 1 and torch.equal(made[0].float(), logits.float())
     return _plain[model]
 
 

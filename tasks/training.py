@@ -30,11 +30,11 @@ def train(job: Job) -> Path:
                 return checkpoint
             if checkpoint:
                 log.info("%s: goes on from %s", job.system, checkpoint.name)
-            choices.write(job)
             try:
                 TokenTrainer(job, choices, stop).run(checkpoint)
             except OutOfMemory as error:
                 choices = choices.with_less_memory(error)
+                choices.write(job)
                 log.warning("%s: out of memory; goes on with %d rows per pass", job.system, choices.batch_size)
 
 
