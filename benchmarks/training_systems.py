@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -51,8 +52,8 @@ class Pace:
         register_optimizer_step_post_hook(self._after_step)
 
     def _before_module(self, module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if not isinstance(module, nn.Embedding) or not module.training:
-            return
+        if not isinstance(module, nn.Embedding) or not module.training or isinstance(arguments[0], FakeTensor):
+            return  # tensors without content are of the forecast of what a training costs
         if not self.seen:
             self.seen = True
             _forget_peak()
