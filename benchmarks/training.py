@@ -36,7 +36,7 @@ SYSTEMS = {
     "training": (OURS, *PEERS_OF_OURS, "trl-packed", "trl-packed-rows", "trl-padded"),
     "memory": (OURS, "bare-loop", "trl-packed"),
     "packing": (OURS, "trl-bfd", "trl-wrapped"),
-    "preparation": (OURS, "attune-stage", "trl", "llamafactory"),
+    "preparation": (OURS, "attune-stage", "tokenizer-alone", "trl", "llamafactory"),
 }
 EVERY = tuple(dict.fromkeys(itertools.chain.from_iterable(SYSTEMS.values())))
 

@@ -121,6 +121,21 @@ def ours_stage(folder: Path) -> Figures:
     return {"cpu_s": used, "digests": [_digest(row["input_ids"], row["labels"]) for row in rows]}
 
 
+def tokenizer_alone(folder: Path) -> Figures:
+    """The limit of all of them: the tokenizer's backend on the rendered texts, without masks or packing."""
+    from tasks.format import load_tokenizer
+    from tasks.ledger import read
+    from tasks.templates import answer_text, messages
+
+    tokenizer = load_tokenizer(folder / "base", "auto")
+    texts = [answer_text(messages(row), tokenizer) for row in read(folder / "split" / "train").to_pylist()]
+    began = _cpu()
+    for at in range(0, len(texts), 1000):
+        for encoding in tokenizer.backend_tokenizer.encode_batch(texts[at : at + 1000], add_special_tokens=False):
+            _ = encoding.ids
+    return {"cpu_s": _cpu() - began, "digests": []}
+
+
 def trl_preparation(folder: Path) -> Figures:
     """SFTTrainer's preparation: packed, prompt and completion, loss over the completion."""
     from transformers import AutoTokenizer
@@ -226,6 +241,7 @@ SYSTEMS: dict[str, dict[str, tuple[str, Callable[[Path], Figures]]]] = {
     "preparation": {
         "attune": ("attune", ours_preparation),
         "attune-stage": ("attune", ours_stage),
+        "tokenizer-alone": ("tokenizers", tokenizer_alone),
         "trl": ("trl", trl_preparation),
         "llamafactory": ("llamafactory", llamafactory_preparation),
     },

@@ -54,18 +54,17 @@ def merged(base: Path, family: str, labels: Sequence[str], adapter: Path) -> Pre
 
 def _in_4_bits(folder: Path, family: str) -> PreTrainedModel:
     from peft import prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     if family == "encoder_classifier":
         raise ConfigError("fine_tune.method: qlora is for decoders and encoder-decoders; use lora")
-    auto = AutoModelForCausalLM if family == "decoder_only" else AutoModelForSeq2SeqLM
     bits = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    model = auto.from_pretrained(
+    model = load_family(family).AUTO.from_pretrained(
         folder, quantization_config=bits, device_map={"": 0}, trust_remote_code=False, use_safetensors=True
     )
     return prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)

@@ -11,8 +11,8 @@ from typing import Any
 
 from tasks import families
 from tasks.config import ModelConfig
+from tasks.disk import digest_file, digest_json
 from tasks.errors import ModelError
-from tasks.store import digest_file, digest_json
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}

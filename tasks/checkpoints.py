@@ -4,7 +4,6 @@ A checkpoint is a folder `checkpoint-<step>` with a seal: the SHA-256 and size o
 the settings it was trained with.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -13,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tasks.disk import digest_file, sync
 
 log = logging.getLogger("attune.fine_tune")
 
@@ -40,7 +41,7 @@ def writing(folder: Path, step: int, settings: str, *, main: bool = True) -> Ite
     if target.exists():
         os.rename(target, stale)
     os.rename(fresh / target.name, target)
-    _sync(folder)
+    sync(folder)
     shutil.rmtree(stale, ignore_errors=True)
     fresh.rmdir()
 
@@ -80,12 +81,12 @@ def _all(folder: Path) -> list[Path]:
 def _seal(checkpoint: Path, settings: str) -> None:
     files = {}
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
-        files[str(path.relative_to(checkpoint))] = [path.stat().st_size, _digest(path)]
-        _sync(path)
+        files[str(path.relative_to(checkpoint))] = [path.stat().st_size, digest_file(path)]
+        sync(path)
     seal = checkpoint / SEAL
     seal.write_text(json.dumps({"settings": settings, "files": files}, indent=1), encoding="utf-8")
     for path in (seal, *(path for path in checkpoint.rglob("*") if path.is_dir()), checkpoint):
-        _sync(path)
+        sync(path)
 
 
 def _fault(checkpoint: Path, settings: str) -> str:
@@ -94,21 +95,8 @@ def _fault(checkpoint: Path, settings: str) -> str:
         seal = json.loads((checkpoint / SEAL).read_text(encoding="utf-8"))
         for name, (size, digest) in seal["files"].items():
             path = checkpoint / name
-            if path.stat().st_size != size or _digest(path) != digest:
+            if path.stat().st_size != size or digest_file(path) != digest:
                 return f"{name} is damaged"
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         return f"it is torn ({error})"
     return "" if seal.get("settings") == settings else "it was trained with other settings"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

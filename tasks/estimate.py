@@ -17,13 +17,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PreTrainedModel
 
 from tasks import adapters, checkpoints, precision
 from tasks.config import FineTuneConfig
@@ -47,12 +41,6 @@ gradient checkpointing, whose tensors come and go in many sizes."""
 
 BYTES_IN_4_BITS = 0.56
 """Of a weight with qlora, with the scale that 64 of them share."""
-
-_AUTO = {
-    "decoder_only": AutoModelForCausalLM,
-    "encoder_decoder": AutoModelForSeq2SeqLM,
-    "encoder_classifier": AutoModelForSequenceClassification,
-}
 
 
 @dataclass(frozen=True)
@@ -147,7 +135,7 @@ def _model(config: FineTuneConfig, base: Path, family: str, labels: Sequence[str
     shape = AutoConfig.from_pretrained(base, trust_remote_code=False, **({"num_labels": len(labels)} if labels else {}))
     frozen_in_bf16 = config.method != "full" and config.precision == "bf16"
     with torch.device("meta"):
-        return _AUTO[family].from_config(shape, dtype=torch.bfloat16 if frozen_in_bf16 else torch.float32)
+        return load_family(family).AUTO.from_config(shape, dtype=torch.bfloat16 if frozen_in_bf16 else torch.float32)
 
 
 def _trainee(model: PreTrainedModel, config: FineTuneConfig, family: str) -> PreTrainedModel:

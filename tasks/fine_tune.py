@@ -37,7 +37,8 @@ def fine_tune(config: FineTuneConfig, inputs: dict[str, Path], out: Path, family
     family = find(inputs["base"]) if family == "auto" else family
     records: list[dict[str, Any]] = []
     figures: dict[str, Any] = {"predicted": estimate.predict(config, inputs["base"], inputs["format"], family)}
-    for system in ("tuned", "scratch") if config.scratch_control else ("tuned",):
+    systems = ("tuned", "scratch") if config.scratch_control else ("tuned",)
+    for system in systems:
         job = Job(system, family, inputs["base"], inputs["format"], config, (out / RESUME / system).absolute())
         log.info("%s: from %s", system, STARTS[system])
         began = time.perf_counter()
@@ -48,8 +49,8 @@ def fine_tune(config: FineTuneConfig, inputs: dict[str, Path], out: Path, family
     writer = ShardWriter(out / "history", HISTORY)
     writer.write(pa.Table.from_pylist(records, schema=HISTORY))
     writer.close()
-    trained = [figures[system] for system in STARTS if system in figures]
-    curves.draw(records, out / CURVES, {system: figures[system]["best_step"] for system in STARTS if system in figures})
+    trained = [figures[system] for system in systems]
+    curves.draw(records, out / CURVES, {system: figures[system]["best_step"] for system in systems})
     figures["measured"] = {
         "steps": sum(each["steps"] for each in trained),
         "tokens": sum(each["tokens"] for each in trained),

@@ -1,6 +1,5 @@
 """A training as it is told to a process: what it reads, its settings, and what was decided on the way."""
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from tasks import adapters, precision
 from tasks.config import FineTuneConfig
+from tasks.disk import digest_json, write_whole
 from tasks.errors import TrainingError
 from tasks.families import load_family
 from tasks.held_out import class_names
@@ -30,7 +30,7 @@ class Job:
     @property
     def settings(self) -> str:
         """Digest of what it trains with; a checkpoint of other settings does not count."""
-        return hashlib.sha256(self.config.model_dump_json().encode()).hexdigest()
+        return digest_json(self.config.model_dump(mode="json"))
 
 
 @dataclass
@@ -56,9 +56,7 @@ class Choices:
     def write(self, job: Job) -> None:
         """Keep them."""
         job.checkpoints.mkdir(parents=True, exist_ok=True)
-        fresh = job.checkpoints / ".choices.json"
-        fresh.write_text(json.dumps(vars(self)), encoding="utf-8")
-        fresh.replace(job.checkpoints / "choices.json")
+        write_whole(job.checkpoints / "choices.json", json.dumps(vars(self)))
 
     def with_less_memory(self, error: BaseException) -> "Choices":
         """Half of the rows per pass (or the next smaller part that keeps the global batch)."""

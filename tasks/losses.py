@@ -60,6 +60,15 @@ def token_losses(
     )
 
 
+def row_losses(
+    model: nn.Module, inputs: Mapping[str, torch.Tensor], supervised: torch.Tensor, targets: torch.Tensor
+) -> list[tuple[float, int]]:
+    """For each row of a batch the summed loss of its supervised tokens, and their number."""
+    each = token_losses(model, inputs, supervised, targets).double()
+    sums = each.new_zeros(len(supervised)).index_add_(0, supervised.nonzero()[:, 0], each)
+    return list(zip(sums.tolist(), supervised.sum(1).tolist(), strict=True))
+
+
 @contextmanager
 def _at_supervised(
     model: nn.Module, inputs: Mapping[str, torch.Tensor], supervised: torch.Tensor

@@ -7,9 +7,10 @@ from typing import Any
 
 from tasks import base_model, fingerprint, requirements, sources
 from tasks.config import PipelineConfig, SourceConfig
+from tasks.disk import digest_file, digest_json
 from tasks.errors import ConfigError
 from tasks.stages import STAGES, Stage
-from tasks.store import ArtifactRef, ArtifactStore, Manifest, digest_file, digest_json
+from tasks.store import ArtifactRef, ArtifactStore, Manifest
 
 SHOWN_DIFFERENCES = 8
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from tasks.disk import write_whole
 from tasks.layout import CURVES
 from tasks.store import ArtifactRef, Manifest
 
@@ -119,9 +120,7 @@ class RunFolder:
 
     def _save(self) -> None:
         text = json.dumps(self.record.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
-        fresh = self.path / ".run.json"
-        fresh.write_text(text + "\n", encoding="utf-8")
-        os.replace(fresh, self.path / "run.json")
+        write_whole(self.path / "run.json", text + "\n")
 
 
 def _new_folder(runs: Path, name: str) -> Path:

@@ -6,8 +6,6 @@ into place.  A reader therefore sees all of an artifact or nothing.
 """
 
 import fcntl
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -20,6 +18,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tasks.disk import digest_file, digest_json, sync
 from tasks.errors import DamagedArtifactError, LedgerError
 from tasks.layout import MANIFEST, RESUME, UNREAD
 
@@ -67,18 +66,6 @@ class ArtifactRef(NamedTuple):
     stage: str
     key: str
     digest: str
-
-
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest_json(value: Any) -> str:
-    """SHA-256 of a JSON value in canonical form, in hex."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class ArtifactStore:
@@ -176,7 +163,7 @@ class ArtifactStore:
         complete = Manifest(**manifest, digest=content_digest(files), created=created, files=files)
         _write_synced(work / MANIFEST, complete.model_dump_json(indent=1))
         for folder in [path for path in work.rglob("*") if path.is_dir()] + [work]:
-            _sync_folder(folder)
+            sync(folder)
         target = self.root / complete.stage / complete.key
         target.parent.mkdir(parents=True, exist_ok=True)
         if (winner := self.find(complete.stage, complete.key)) is not None:
@@ -186,7 +173,7 @@ class ArtifactStore:
         if resume.exists():
             os.rename(resume, aside)
         os.rename(work, target)
-        _sync_folder(target.parent)
+        sync(target.parent)
         shutil.rmtree(aside, ignore_errors=True)
         return complete
 
@@ -272,14 +259,6 @@ def _write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

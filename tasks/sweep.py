@@ -26,10 +26,10 @@ from pydantic import ValidationError
 from tasks import fingerprint
 from tasks.config import PipelineConfig, SweepParameter
 from tasks.config.sweep import SEARCHABLE, place
+from tasks.disk import digest_json
 from tasks.errors import AttuneError, ConfigError, EmptySplitError, LeakError, TrainingError
 from tasks.plan import outside_inputs
 from tasks.stages import STAGES
-from tasks.store import digest_json
 from tasks.sweep_report import TrialRecord, best, line, smaller_is_better, write_record, write_results
 
 log = logging.getLogger("attune.sweep")

@@ -1,7 +1,6 @@
 """What a sweep leaves: sweep.json, report.md, parameters.svg, and best.yaml, a config with the best values."""
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from rich.text import Text
 
 from tasks.config import PipelineConfig
 from tasks.config.sweep import place
+from tasks.disk import write_whole
 from tasks.report import Rows, markdown
 
 SWEPT = "swept.json"
@@ -69,7 +69,7 @@ def write_record(config: PipelineConfig, home: Path, trials: list[TrialRecord]) 
         "best": found.number if found else None,
         "trials": [asdict(trial) for trial in trials],
     }
-    _replace(home / "sweep.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(home / "sweep.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_results(config: PipelineConfig, home: Path, trials: list[TrialRecord]) -> None:
@@ -77,11 +77,11 @@ def write_results(config: PipelineConfig, home: Path, trials: list[TrialRecord])
     write_record(config, home, trials)
     lines = [f"# Sweep of {config.name}", "", *markdown(rows(config, trials)), ""]
     if found := best(config, trials):
-        _replace(home / SWEPT, json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
-        _replace(home / "best.yaml", best_config(config, found))
+        write_whole(home / SWEPT, json.dumps(config.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
+        write_whole(home / "best.yaml", best_config(config, found))
         _draw(config, trials, found, home / "parameters.svg")
         lines += ["![Each parameter against the metric](parameters.svg)", "", "The best: [best.yaml](best.yaml)", ""]
-    _replace(home / "report.md", "\n".join(lines))
+    write_whole(home / "report.md", "\n".join(lines))
 
 
 def _draw(config: PipelineConfig, trials: list[TrialRecord], found: TrialRecord, path: Path) -> None:
@@ -162,10 +162,3 @@ def _yaml(value: dict[str, Any], indent: str = "") -> Iterator[str]:
             yield from _yaml(inner, indent + "  ")
         else:
             yield f"{indent}{name}: {json.dumps(inner, ensure_ascii=False)}"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
-    fresh = path.with_name(f".{path.name}")
-    fresh.write_text(text, encoding="utf-8")
-    os.replace(fresh, path)

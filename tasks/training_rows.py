@@ -1,6 +1,5 @@
 """The rows of a training, as the Trainer takes them."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from tasks.held_out import chosen_by_id
 from tasks.layout import PACKS
 from tasks.ledger import place, read
 from tasks.schema import IGNORE_INDEX, PLACE
@@ -80,10 +80,7 @@ class Order(torch.utils.data.Sampler):
 def validation_rows(formatted: Path, max_rows: int | None) -> list[dict[str, Any]]:
     """Rows of format's validation, at most `max_rows` of them, chosen by the hash of their id."""
     columns = ["id", "input_ids", "labels", "prompt_tokens"]
-    rows = read(formatted / "validation", columns=columns).to_pylist()
-    if max_rows is None or len(rows) <= max_rows:
-        return rows
-    return sorted(rows, key=lambda row: hashlib.sha256(row["id"].encode()).digest())[:max_rows]
+    return chosen_by_id(read(formatted / "validation", columns=columns).to_pylist(), max_rows)
 
 
 Lists = tuple[np.ndarray, np.ndarray]

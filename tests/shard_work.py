@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tasks import engine
 from tasks.config import CleanConfig, CollectConfig, EngineConfig, SourceConfig, SplitConfig
+from tasks.disk import digest_file
 from tasks.errors import AttuneError
-from tasks.store import digest_file
 
 
 def data_stages(folder: Path, sources: Path, config: EngineConfig | None) -> dict[str, str]:

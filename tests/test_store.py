@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from store_process import CONTENT, described, publish
 
+from tasks.disk import digest_file
 from tasks.errors import LedgerError
-from tasks.store import ArtifactRef, ArtifactStore, Manifest, digest_file
+from tasks.store import ArtifactRef, ArtifactStore, Manifest
 
 FIRST, SECOND = sorted(CONTENT)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from tasks import templates, truncation
+from tasks import templates
 from tasks.templates import Rendered, messages, render
 from tasks.truncation import cut_output, cut_prompt
 
@@ -25,8 +25,17 @@ def whole(example: dict[str, object], tokenizer, train_on: str = "last") -> Rend
     return render([messages(example)], tokenizer, train_on)[0]
 
 
-def cut(example: dict[str, object], limit: int, tokenizer, train_on: str = "last") -> Rendered:
-    return cut_prompt(example, whole(example, tokenizer, train_on), limit, tokenizer, train_on)
+def cut(example: dict[str, object], limit: int, tokenizer, train_on: str = "last", render=whole) -> Rendered:
+    """As the family of decoders cuts."""
+    before = whole(example, tokenizer, train_on)
+    return cut_prompt(
+        example,
+        before,
+        limit,
+        tokenizer,
+        lambda shorter: render(shorter, tokenizer, train_on),
+        lambda found: len(found.input_ids),
+    )
 
 
 def words(rendered: Rendered, tokenizer) -> str:
@@ -93,34 +102,29 @@ def test_an_answer_to_nothing_is_no_example(tokenizer):
     assert cut(long, nothing + 5, tokenizer) == whole(only_input, tokenizer)
 
 
-def test_few_renderings_suffice(tokenizer, monkeypatch):
+def test_few_renderings_suffice(tokenizer):
     """For a long text about two, for a history one for each halving of it."""
-    count = 0
+    calls = []
 
-    def counted(*arguments: object) -> list[Rendered]:
-        nonlocal count
-        count += 1
-        return render(*arguments)
+    def counted(*arguments: object) -> Rendered:
+        calls.append(arguments)
+        return whole(*arguments)
 
-    monkeypatch.setattr(truncation, "render", counted)
     long = BLANK | {"input": "Say the first of blue and green. " * 500}
-    rendered = whole(long, tokenizer)
-    found = cut_prompt(long, rendered, 500, tokenizer, "last")
-    assert 495 <= len(found.input_ids) <= 500 and count <= 3
-    count = 0
-    rendered = whole(CHAT, tokenizer)
-    cut_prompt(CHAT, rendered, len(rendered.input_ids) - 1, tokenizer, "last")
-    assert count <= 4
+    found = cut(long, 500, tokenizer, render=counted)
+    assert 495 <= len(found.input_ids) <= 500 and len(calls) <= 3
+    calls.clear()
+    cut(CHAT, len(whole(CHAT, tokenizer).input_ids) - 1, tokenizer, render=counted)
+    assert len(calls) <= 4
 
 
-def test_a_template_that_writes_little_of_the_text_ends_too(tokenizer, tiny_base, monkeypatch):
+def test_a_template_that_writes_little_of_the_text_ends_too(tokenizer, tiny_base):
     other = AutoTokenizer.from_pretrained(tiny_base)
     other.chat_template = tokenizer.chat_template.replace("message['content'] + '<", "message['content'][:60] + '<")
-    example = BLANK | {"input": "blue " * 2000}
-    rendered, calls = whole(example, other), []
-    monkeypatch.setattr(truncation, "render", lambda *arguments: calls.append(1) or render(*arguments))
-    found = cut_prompt(example, rendered, len(rendered.input_ids) - 1, other, "last")
-    assert len(found.input_ids) < len(rendered.input_ids) and len(calls) < 20
+    example, calls = BLANK | {"input": "blue " * 2000}, []
+    limit = len(whole(example, other).input_ids) - 1
+    found = cut(example, limit, other, render=lambda *arguments: calls.append(1) or whole(*arguments))
+    assert len(found.input_ids) <= limit and len(calls) < 20
 
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="<|"), max_size=60)
@@ -140,8 +144,8 @@ def test_what_fits_is_a_shorter_example_rendered(tokenizer, instruction, given, 
     ]
     example = BLANK | {"instruction": instruction, "input": given, "history": history, "output": output}
     before = whole(example, tokenizer, train_on)
-    found = cut_prompt(example, before, limit, tokenizer, train_on)
-    if found is before:
+    found = cut(example, limit, tokenizer, train_on)
+    if found == before:
         return
     assert len(found.input_ids) <= limit
     text = words(found, tokenizer)

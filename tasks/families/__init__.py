@@ -1,5 +1,6 @@
 """Model families: how each is loaded, encoded, batched, scored and asked.  One module each, with the same functions.
 
+AUTO                                            the class of transformers that opens its models
 METRICS                                         metrics of `evaluate` when the config names none
 PACKS                                           True where several examples can share a row
 chat_template(name, tokenizer)                  the Jinja text that asks a model, as format.template names it; or None

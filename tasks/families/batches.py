@@ -1,12 +1,13 @@
 """Rows in batches of similar length."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 Row = Mapping[str, Any]
+Result = TypeVar("Result")
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
@@ -23,6 +24,16 @@ def by_tokens(lengths: Sequence[int], tokens_in_batch: int) -> Iterator[list[int
         size = max(1, tokens_in_batch // lengths[order[0]])
         yield order[:size]
         order = order[size:]
+
+
+def by_row(
+    rows: Sequence[Row], groups: Iterable[list[int]], work: Callable[[list[Row]], Iterable[Result]]
+) -> list[Result]:
+    """What `work` gives for each row of a batch, in the order of `rows`; groups: the rows of each batch."""
+    found: dict[int, Result] = {}
+    for chosen in groups:
+        found |= zip(chosen, work([rows[index] for index in chosen]), strict=True)
+    return [found[index] for index in range(len(rows))]
 
 
 def right_padded(rows: Sequence[Sequence[int]], fill: int) -> torch.Tensor:

@@ -12,10 +12,11 @@ from tasks import losses, templates, truncation
 from tasks.config import FormatConfig
 from tasks.devices import on_device
 from tasks.encoded import Encoded, Refused
-from tasks.families.batches import Row, by_length, by_tokens, left_padded, right_padded
+from tasks.families.batches import Row, by_length, by_row, by_tokens, left_padded, right_padded
 from tasks.progress import progress
 from tasks.schema import IGNORE_INDEX
 
+AUTO = AutoModelForCausalLM
 METRICS = ("exact_match", "rouge_l")
 PACKS = True
 TOKENS_IN_BATCH = 8192
@@ -70,7 +71,13 @@ def _cut(
 ) -> templates.Rendered:
     """What `format.truncation` leaves of an example that is too long; the same where it leaves it."""
     if config.truncation == "cut_prompt":
-        return truncation.cut_prompt(example, whole, config.max_seq_length, tokenizer, config.train_on)
+
+        def render(shorter: Row) -> templates.Rendered:
+            return templates.render([templates.messages(shorter)], tokenizer, config.train_on)[0]
+
+        return truncation.cut_prompt(
+            example, whole, config.max_seq_length, tokenizer, render, lambda found: len(found.input_ids)
+        )
     return truncation.cut_output(whole, config.max_seq_length) if config.truncation == "cut_output" else whole
 
 
@@ -81,7 +88,7 @@ def prompt_ids(example: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def load(folder: Path, dtype: torch.dtype = torch.float32, labels: Sequence[str] = ()) -> PreTrainedModel:
     """The model in `folder`, on the GPU where there is one, ready to evaluate."""
-    model = AutoModelForCausalLM.from_pretrained(
+    model = AUTO.from_pretrained(
         folder, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False, use_safetensors=True
     )
     model.generation_config = GenerationConfig()  # the base's own would steer what is called greedy, as by a penalty
@@ -92,7 +99,7 @@ def from_scratch(folder: Path, seed: int, labels: Sequence[str] = ()) -> PreTrai
     """A model of the same shape as the one in `folder`, randomly initialised."""
     torch.manual_seed(seed)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return on_device(AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa"))
+    return on_device(AUTO.from_config(config, dtype=torch.float32, attn_implementation="sdpa"))
 
 
 def collate(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
@@ -125,15 +132,12 @@ def summed_loss(model: PreTrainedModel, batch: dict[str, torch.Tensor], label_sm
 def example_losses(model: PreTrainedModel, rows: Sequence[Row]) -> list[tuple[float, int]]:
     """For each row the summed loss of its supervised tokens, in nats, and their number."""
     model.eval()
-    found: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    for chosen in by_tokens([len(row["input_ids"]) for row in rows], TOKENS_IN_BATCH):
-        batch = {name: tensor.to(model.device) for name, tensor in collate([rows[i] for i in chosen]).items()}
-        inputs, supervised, targets = _at(batch)
-        each = losses.token_losses(model, inputs, supervised, targets).double()
-        sums = each.new_zeros(len(chosen)).index_add_(0, supervised.nonzero()[:, 0], each)
-        for index, total, count in zip(chosen, sums.tolist(), supervised.sum(1).tolist(), strict=True):
-            found[index] = (total, count)
-    return found
+
+    def losses_of(batch: Sequence[Row]) -> list[tuple[float, int]]:
+        tensors = {name: tensor.to(model.device) for name, tensor in collate(batch).items()}
+        return losses.row_losses(model, *_at(tensors))
+
+    return by_row(rows, by_tokens([len(row["input_ids"]) for row in rows], TOKENS_IN_BATCH), losses_of)
 
 
 def _at(batch: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
@@ -160,19 +164,16 @@ def answers(
 
     Prompts of similar length are answered together, left-padded.
     """
-    prompts = [row["input_ids"][: row["prompt_tokens"]] for row in rows]
-    found: list[list[int]] = [[]] * len(prompts)
-    groups = list(by_length([len(prompt) for prompt in prompts], batch_size))
-    for chosen in progress(groups, title, total=len(groups), unit="batches"):
-        asked = [prompts[i] for i in chosen]
-        ids = left_padded(asked, generation.pad_token_id)
-        mask = left_padded([[1] * len(prompt) for prompt in asked], 0)
-        output = model.generate(
-            ids.to(model.device), attention_mask=mask.to(model.device), generation_config=generation
-        )
-        for index, answer in zip(chosen, output[:, ids.shape[1] :].tolist(), strict=True):
-            found[index] = templates.until_stop(answer, generation.eos_token_id)
-    return found
+
+    def answers_to(batch: Sequence[Row]) -> list[list[int]]:
+        asked = [row["input_ids"][: row["prompt_tokens"]] for row in batch]
+        ids = left_padded(asked, generation.pad_token_id).to(model.device)
+        mask = left_padded([[1] * len(prompt) for prompt in asked], 0).to(model.device)
+        output = model.generate(ids, attention_mask=mask, generation_config=generation)[:, ids.shape[1] :]
+        return [templates.until_stop(answer, generation.eos_token_id) for answer in output.tolist()]
+
+    groups = list(by_length([row["prompt_tokens"] for row in rows], batch_size))
+    return by_row(rows, progress(groups, title, total=len(groups), unit="batches"), answers_to)
 
 
 def text(answer: Sequence[int], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> str:

@@ -15,12 +15,13 @@ from tasks.config import FormatConfig
 from tasks.devices import on_device
 from tasks.encoded import Encoded, Refused
 from tasks.errors import ConfigError, TrainingError
-from tasks.families.batches import Row, by_length, by_tokens, right_padded
+from tasks.families.batches import Row, by_length, by_row, by_tokens, right_padded
 from tasks.progress import progress
 from tasks.schema import IGNORE_INDEX
 
 log = logging.getLogger("attune.families")
 
+AUTO = AutoModelForSequenceClassification
 METRICS = ("accuracy", "precision", "recall", "f1")
 PACKS = False
 TOKENS_IN_BATCH = 8192
@@ -95,7 +96,7 @@ def load(folder: Path, dtype: torch.dtype = torch.float32, labels: Sequence[str]
     """
     named = _names(labels)
     torch.manual_seed(HEAD_SEED)
-    model = AutoModelForSequenceClassification.from_pretrained(
+    model = AUTO.from_pretrained(
         folder,
         dtype=dtype,
         trust_remote_code=False,
@@ -113,7 +114,7 @@ def from_scratch(folder: Path, seed: int, labels: Sequence[str] = ()) -> PreTrai
     """A model of the same shape as the one in `folder`, randomly initialised, with one output for each label."""
     torch.manual_seed(seed)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **_names(labels))
-    return on_device(AutoModelForSequenceClassification.from_config(config, dtype=torch.float32))
+    return on_device(AUTO.from_config(config, dtype=torch.float32))
 
 
 def _names(labels: Sequence[str]) -> dict[str, Any]:
@@ -164,13 +165,13 @@ def summed_loss(model: PreTrainedModel, batch: dict[str, torch.Tensor], label_sm
 def example_losses(model: PreTrainedModel, rows: Sequence[Row]) -> list[tuple[float, int]]:
     """For each row the loss of its class, in nats, and 1: one class is supervised in each."""
     model.eval()
-    found: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    for chosen in by_tokens([len(row["input_ids"]) for row in rows], TOKENS_IN_BATCH):
-        batch = {name: tensor.to(model.device) for name, tensor in collate([rows[i] for i in chosen]).items()}
-        each = functional.cross_entropy(_logits(model, batch), batch["labels"][:, 0], reduction="none")
-        for index, loss in zip(chosen, each.tolist(), strict=True):
-            found[index] = (loss, 1)
-    return found
+
+    def losses_of(batch: Sequence[Row]) -> list[tuple[float, int]]:
+        tensors = {name: tensor.to(model.device) for name, tensor in collate(batch).items()}
+        each = functional.cross_entropy(_logits(model, tensors), tensors["labels"][:, 0], reduction="none")
+        return [(loss, 1) for loss in each.tolist()]
+
+    return by_row(rows, by_tokens([len(row["input_ids"]) for row in rows], TOKENS_IN_BATCH), losses_of)
 
 
 def _logits(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -186,13 +187,13 @@ def answers(
     model: PreTrainedModel, rows: Sequence[Row], generation: None, batch_size: int, title: str
 ) -> list[list[int]]:
     """The number of the likeliest class of each row, alone in a list; texts of similar length are read together."""
-    found: list[list[int]] = [[]] * len(rows)
+
+    def answers_to(batch: Sequence[Row]) -> list[list[int]]:
+        tensors = {name: tensor.to(model.device) for name, tensor in collate(batch).items()}
+        return [[number] for number in _logits(model, tensors).argmax(1).tolist()]
+
     groups = list(by_length([len(row["input_ids"]) for row in rows], batch_size))
-    for chosen in progress(groups, title, total=len(groups), unit="batches"):
-        batch = {name: tensor.to(model.device) for name, tensor in collate([rows[i] for i in chosen]).items()}
-        for index, number in zip(chosen, _logits(model, batch).argmax(1).tolist(), strict=True):
-            found[index] = [number]
-    return found
+    return by_row(rows, progress(groups, title, total=len(groups), unit="batches"), answers_to)
 
 
 def text(answer: Sequence[int], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> str:

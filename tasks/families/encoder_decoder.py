@@ -5,7 +5,6 @@ alone, with the marks that it puts around it.
 """
 
 import json
-from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,16 +12,17 @@ import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from tasks import losses, templates
+from tasks import losses, templates, truncation
 from tasks.config import FormatConfig
 from tasks.devices import on_device
 from tasks.encoded import Encoded, Refused
 from tasks.errors import ConfigError, ModelError
-from tasks.families.batches import Row, by_length, by_tokens, right_padded
+from tasks.families.batches import Row, by_length, by_row, by_tokens, right_padded
 from tasks.progress import progress
 from tasks.schema import IGNORE_INDEX
 from tasks.templates import ANSWER, TOOLS
 
+AUTO = AutoModelForSeq2SeqLM
 METRICS = ("exact_match", "rouge_l")
 PACKS = False
 TOKENS_IN_BATCH = 8192
@@ -80,13 +80,13 @@ def encode(
     return [
         Refused("special_token_in_text", f"{special} would be read as a mark of the template")
         if special
-        else _encoded(conversation, *tokens, tokenizer, config)
-        for conversation, special, *tokens in zip(conversations, specials, asked, answered, strict=True)
+        else _encoded(example, *tokens, tokenizer, config)
+        for example, special, *tokens in zip(examples, specials, asked, answered, strict=True)
     ]
 
 
 def _encoded(
-    conversation: templates.Conversation,
+    example: Row,
     asked: list[int],
     answer: list[int],
     tokenizer: PreTrainedTokenizerBase,
@@ -97,7 +97,9 @@ def _encoded(
         return Refused("empty_prompt", "nothing is asked")
     if not set(answer) - set(tokenizer.all_special_ids):
         return Refused("no_supervised_tokens", "the answer leaves no token to learn from")
-    read = _shortened(conversation[:-1], asked, tokenizer, limit) if config.truncation == "cut_prompt" else asked
+    read = asked
+    if config.truncation == "cut_prompt":
+        read = truncation.cut_prompt(example, asked, limit, tokenizer, lambda each: prompt_ids(each, tokenizer), len)
     kept = answer[:limit] if config.truncation == "cut_output" else answer
     if (tokens := max(len(read), len(kept))) > limit:
         side = "asked" if len(read) > limit else "answered"
@@ -128,43 +130,13 @@ def _answers(messages: Sequence[templates.Message], tokenizer: PreTrainedTokeniz
     return [ids if ids[-1:] == [stop] else [*ids, stop] for ids in tokenizer(texts)["input_ids"]]
 
 
-def _shortened(
-    conversation: templates.Conversation, asked: list[int], tokenizer: PreTrainedTokenizerBase, limit: int
-) -> list[int]:
-    """What is asked in at most `limit` tokens: without its oldest exchanges, then without the end of its question."""
-    messages = list(conversation)
-    while len(asked) > limit:
-        users = [index for index, message in enumerate(messages) if message["role"] == "user"]
-        if len(users) == 1:
-            return _cut(templates.Conversation(messages, conversation.tools), users[0], tokenizer, limit)
-        del messages[users[0] : users[1]]
-        (asked,) = _asked([templates.Conversation(messages, conversation.tools)], tokenizer)
-    return asked
-
-
-def _cut(
-    conversation: templates.Conversation, question: int, tokenizer: PreTrainedTokenizerBase, limit: int
-) -> list[int]:
-    """The tokens of what is asked with as much of message `question` as fits; all of it where no word does."""
-    content = conversation[question]["content"]
-
-    def tokens(characters: int) -> list[int]:
-        messages = list(conversation)
-        messages[question] = messages[question] | {"content": content[:characters]}
-        return _asked([templates.Conversation(messages, conversation.tools)], tokenizer)[0]
-
-    too_many = bisect_right(range(len(content)), limit, key=lambda characters: len(tokens(characters)))
-    kept = max(0, too_many - 1)
-    return tokens(kept if content[:kept].strip() else len(content))
-
-
 def load(folder: Path, dtype: torch.dtype = torch.float32, labels: Sequence[str] = ()) -> PreTrainedModel:
     """The model in `folder`, on the GPU where there is one, ready to evaluate; it answers greedily.
 
     Habits of the base's generation_config.json, such as beams and forced tokens, are dropped: tuning knows nothing of
     them.  Raises ModelError when nothing says which token its decoder begins with.
     """
-    model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, use_safetensors=True)
+    model = AUTO.from_pretrained(folder, dtype=dtype, trust_remote_code=False, use_safetensors=True)
     return on_device(_greedy(model)).eval()
 
 
@@ -172,7 +144,7 @@ def from_scratch(folder: Path, seed: int, labels: Sequence[str] = ()) -> PreTrai
     """A model of the same shape as the one in `folder`, randomly initialised."""
     torch.manual_seed(seed)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return on_device(_greedy(AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)))
+    return on_device(_greedy(AUTO.from_config(config, dtype=torch.float32)))
 
 
 def _greedy(model: PreTrainedModel) -> PreTrainedModel:
@@ -204,15 +176,13 @@ def summed_loss(model: PreTrainedModel, batch: dict[str, torch.Tensor], label_sm
 def example_losses(model: PreTrainedModel, rows: Sequence[Row]) -> list[tuple[float, int]]:
     """For each row the summed loss of its supervised tokens, in nats, and their number."""
     model.eval()
-    found: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    for chosen in by_tokens([len(row["input_ids"]) + len(row["labels"]) for row in rows], TOKENS_IN_BATCH):
-        batch = {name: tensor.to(model.device) for name, tensor in collate([rows[i] for i in chosen]).items()}
-        inputs, supervised, targets = _at(model, batch)
-        each = losses.token_losses(model, inputs, supervised, targets).double()
-        sums = each.new_zeros(len(chosen)).index_add_(0, supervised.nonzero()[:, 0], each)
-        for index, total, count in zip(chosen, sums.tolist(), supervised.sum(1).tolist(), strict=True):
-            found[index] = (total, count)
-    return found
+
+    def losses_of(batch: Sequence[Row]) -> list[tuple[float, int]]:
+        tensors = {name: tensor.to(model.device) for name, tensor in collate(batch).items()}
+        return losses.row_losses(model, *_at(model, tensors))
+
+    lengths = [len(row["input_ids"]) + len(row["labels"]) for row in rows]
+    return by_row(rows, by_tokens(lengths, TOKENS_IN_BATCH), losses_of)
 
 
 def _at(
@@ -244,15 +214,15 @@ def answers(
 
     Rows of similar length are answered together, right-padded.
     """
-    found: list[list[int]] = [[]] * len(rows)
+
+    def answers_to(batch: Sequence[Row]) -> list[list[int]]:
+        tensors = collate(batch)
+        asked = {name: tensors[name].to(model.device) for name in ("input_ids", "attention_mask")}
+        output = model.generate(**asked, generation_config=generation)[:, 1:]
+        return [templates.until_stop(answer, generation.eos_token_id) for answer in output.tolist()]
+
     groups = list(by_length([len(row["input_ids"]) for row in rows], batch_size))
-    for chosen in progress(groups, title, total=len(groups), unit="batches"):
-        batch = collate([rows[i] for i in chosen])
-        asked = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
-        output = model.generate(**asked, generation_config=generation)
-        for index, answer in zip(chosen, output[:, 1:].tolist(), strict=True):
-            found[index] = templates.until_stop(answer, generation.eos_token_id)
-    return found
+    return by_row(rows, progress(groups, title, total=len(groups), unit="batches"), answers_to)
 
 
 def text(answer: Sequence[int], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> str:

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
+from tasks.disk import digest_file, digest_json
 from tasks.errors import SourceError
 from tasks.sources.endings import ending_of
 from tasks.sources.place import fixed_parts, is_glob, is_hidden, redacted
 from tasks.sources.row import SourceFile
-from tasks.store import digest_file, digest_json
 
 
 def files(path: str) -> list[SourceFile]:

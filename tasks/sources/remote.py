@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 
+from tasks.disk import digest_json
 from tasks.errors import SourceError
 from tasks.sources.place import WEB, fixed_parts, is_glob, is_hidden, redacted, troubles
 from tasks.sources.row import SourceFile
-from tasks.store import digest_json
 
 EXTRAS = {"s3": "s3", "s3a": "s3"}
 """Protocol to the extra of attune that brings its package."""
