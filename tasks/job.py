@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from tasks import adapters, precision
 from tasks.config import FineTuneConfig
 from tasks.disk import digest_json, write_whole
-from tasks.errors import TrainingError
+from tasks.errors import ConfigError, TrainingError
 from tasks.families import load_family
 from tasks.held_out import class_names
 
@@ -71,6 +71,16 @@ class Choices:
 
 def starting_model(job: Job, precision: str) -> PreTrainedModel:
     """The model that training begins with: the base, also with an adapter, or a random initialisation."""
+    model = _initial(job, precision)
+    if job.config.attn_implementation != "sdpa":  # what every family loads with
+        try:
+            model.set_attn_implementation(job.config.attn_implementation)
+        except ValueError as error:
+            raise ConfigError(f"fine_tune.attn_implementation: {error}") from None
+    return model
+
+
+def _initial(job: Job, precision: str) -> PreTrainedModel:
     family, labels = load_family(job.family), class_names(job.formatted)
     torch.manual_seed(job.config.seed)
     if job.system == "scratch":

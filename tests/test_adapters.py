@@ -79,7 +79,9 @@ def test_a_training_of_an_adapter_goes_on_where_it_was(tmp_path, made, tiny_base
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.mark.parametrize("settings", [{"method": "qlora"}, {"optimizer": "adamw_8bit"}])
+@pytest.mark.parametrize(
+    "settings", [{"method": "qlora"}, {"optimizer": "adamw_8bit"}, {"attn_implementation": "flex_attention"}]
+)
 def test_what_needs_a_gpu_says_so_at_once(settings, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     ((name, value),) = settings.items()

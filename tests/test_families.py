@@ -199,9 +199,13 @@ def documents() -> list[list[int]]:
     return [torch.randint(3, 300, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
-@pytest.mark.parametrize("architecture", DECODERS)
-def test_packed_logits_equal_unpacked_ones(scratch_base, documents, architecture):
+@pytest.mark.parametrize(
+    ("architecture", "attention"),
+    [*((each, "sdpa") for each in DECODERS), ("llama", "flex_attention"), ("qwen3", "flex_attention")],
+)
+def test_packed_logits_equal_unpacked_ones(scratch_base, documents, architecture, attention):
     model = decoder_only.load(scratch_base(architecture))
+    model.set_attn_implementation(attention)
     batch = decoder_only.collate([packed(documents[:3]), packed(documents[3:])])
     batch.pop("labels")
     with torch.inference_mode():

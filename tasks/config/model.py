@@ -120,6 +120,10 @@ class FineTuneConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="Compute activations again in the backward pass: less memory, about a third slower."
     )
+    attn_implementation: Literal["sdpa", "flex_attention"] = Field(
+        "sdpa",
+        description="Attention kernel; flex_attention skips what packed documents do not see of each other, on CUDA.",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="Arithmetic of the forward pass; auto: bf16 where a short measurement finds it faster."
     )
