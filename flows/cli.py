@@ -1,4 +1,4 @@
-"""The command line: `attune run`, `attune check`, `attune sweep`, `attune verify`."""
+"""The command line: `attune run`, `check`, `sweep`, `verify`; `attune server`, `deploy`, `worker`."""
 
 import logging
 import os
@@ -15,12 +15,11 @@ from tasks.config import PipelineConfig
 from tasks.config_file import load
 from tasks.data_report import write_data_report
 from tasks.errors import AttuneError, is_disk_trouble
-from tasks.interrupts import on_sigterm
 from tasks.plan import Step, plan
 from tasks.progress import LineHandler
 from tasks.report import closing_table, write_report
-from tasks.run_record import RunFolder, RunRecord, stage_record
-from tasks.store import ArtifactRef, ArtifactStore
+from tasks.run_record import SHOWN, RunFolder, RunRecord, stage_record
+from tasks.store import ArtifactStore, open_store
 
 if TYPE_CHECKING:
     from tasks.check import Check, Span
@@ -75,7 +74,7 @@ def run(
 ) -> None:
     """Run the pipeline; stages whose inputs, settings and code are unchanged are cached."""
     settings = load(config, overrides)
-    store = ArtifactStore(settings.store)
+    store = open_store(settings)
     try:
         steps = plan(settings, store)
     except AttuneError as error:
@@ -83,21 +82,16 @@ def run(
         raise
     if explain:
         console.print(plan_table(steps))
-    if all(step.manifest for step in steps):
+    if all(step.manifest for step in steps) and _are_here(store, steps):
         record = _record_cached(settings, store, steps)
     else:
         log.info("starting Prefect")
+        from flows.connection import connected
         from flows.pipeline import pipeline
 
-        _make_home_of_prefect()
-        with on_sigterm():  # Prefect hands the signal on once it has noted that the run was ended
+        with connected():
             record = Path(pipeline(settings))
     show(record)
-
-
-def _make_home_of_prefect() -> None:
-    """Prefect makes no folder but the last."""
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
 
 
 @app.command()
@@ -105,7 +99,7 @@ def check(config: ConfigPath, overrides: Overrides = None) -> None:
     """Validate a config, look at the first rows, and say what would run; writes nothing."""
     settings = load(config, overrides)
     console.print(f"{config}: valid")
-    steps = plan(settings, ArtifactStore(settings.store))
+    steps = plan(settings, open_store(settings))
 
     from tasks.check import check as check_rows
 
@@ -157,10 +151,10 @@ def sweep(config: ConfigPath, overrides: Overrides = None) -> None:
         search.conclude(settings, home)
     else:
         log.info("starting Prefect")
+        from flows.connection import connected
         from flows.sweep import sweep as flow
 
-        _make_home_of_prefect()
-        with on_sigterm():
+        with connected():
             flow(settings)
     console.print(table(settings, search.ended(settings, home)))
     console.print(f"best     {home / 'best.yaml'}\nreport   {home / 'report.md'}", markup=False, soft_wrap=True)
@@ -169,15 +163,80 @@ def sweep(config: ConfigPath, overrides: Overrides = None) -> None:
 @app.command()
 def verify(config: ConfigPath = Path("configs/quickstart.yaml"), overrides: Overrides = None) -> None:
     """Read every byte of every artifact in the store of CONFIG, and put damaged ones into quarantine."""
-    store = ArtifactStore(load(config, overrides).store)
-    folders = store.folders()
-    sound = 0
-    for folder in folders:
-        manifest = store.find(folder.parent.name, folder.name)
-        sound += manifest is not None and store.verify(ArtifactRef(manifest.stage, manifest.key, manifest.digest))
-    console.print(f"{len(folders)} artifacts read, {sound} sound, {len(folders) - sound} damaged")
-    if sound < len(folders):
+    store = open_store(load(config, overrides))
+    with store.in_use():
+        sound = list(store.audit())
+    console.print(f"{len(sound)} artifacts read, {sum(sound)} sound, {len(sound) - sum(sound)} damaged")
+    if not all(sound):
         raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    keep_days: Annotated[float, typer.Option(min=0, help="What is younger stays, with what younger runs name.")] = 14,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Remove from the folder of CONFIG's store what no recent run needs; nothing while a run is going on."""
+    from tasks.gc import collect_garbage
+
+    settings = load(config, overrides)
+    found = collect_garbage(open_store(settings), Path(settings.runs), keep_days, dry_run=dry_run)
+    table = Table("what", "where", "why", "size")
+    for leftover in found:
+        table.add_row(*map(Text, (leftover.what, str(leftover.path), leftover.why, _size(leftover.size_bytes))))
+    if found:
+        console.print(table)
+    total = sum(leftover.size_bytes for leftover in found)
+    console.print(f"{len(found)} things {'would go' if dry_run else 'went'}, {total:,} bytes")
+    if "://" in settings.store:
+        console.print(f"copies on this machine only: what {settings.store} keeps is for the bucket's lifecycle rules")
+
+
+@app.command()
+def server(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 4200,
+    database: Annotated[str, typer.Option(help="URL such as postgresql+asyncpg://…; empty: SQLite in data/.")] = "",
+) -> None:
+    """Start the Prefect server with its UI; it stays until it is ended."""
+    from flows.services import start_server
+
+    start_server(host, port, database)
+
+
+@app.command()
+def deploy(
+    gpus: Annotated[int, typer.Option(min=1, help="Runs of the pool gpu at a time.")] = 1,
+    notify: Annotated[str, typer.Option(help="Notification block, such as slack-webhook/NAME.")] = "",
+) -> None:
+    """Register work pools, deployments and automations at the server; doing it again changes nothing."""
+    from flows.services import find_server
+
+    url = find_server()
+    from flows.deploy import deploy as register
+
+    for line in register(gpus, notify):
+        console.print(line, markup=False, soft_wrap=True)
+    console.print(f"start one at {url.removesuffix('/api')}/deployments", markup=False, soft_wrap=True)
+
+
+@app.command()
+def worker(
+    pool: Annotated[str, typer.Option(help="Work pool: cpu or gpu.")] = "cpu",
+    limit: Annotated[int | None, typer.Option(min=1, help="Runs at a time; empty: what the pool allows.")] = None,
+) -> None:
+    """Start a worker that runs flows in this folder; it stays until it is ended."""
+    from flows.services import find_server, start_worker
+
+    find_server()
+    start_worker(pool, limit)
+
+
+def _are_here(store: ArtifactStore, steps: list[Step]) -> bool:
+    """Whether the files that a run keeps something of are on this machine, fetched where the store is a bucket."""
+    return all(step.ref and store.fetch(step.ref) for step in steps if step.stage.name in SHOWN)
 
 
 def _record_cached(settings: PipelineConfig, store: ArtifactStore, steps: list[Step]) -> Path:

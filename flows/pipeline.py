@@ -1,7 +1,12 @@
 """The flow: seven calls in order."""
 
+import flows.prefect_settings  # noqa: F401  (Prefect reads its settings when it is first imported)
+
+# isort: split
 from prefect import State, flow
 
+from flows import artifacts
+from flows.connection import at_work
 from flows.runtime import Run, as_task
 from tasks.config import PipelineConfig
 from tasks.stages import STAGES
@@ -9,10 +14,11 @@ from tasks.stages import STAGES
 collect, clean, split, format, fine_tune, evaluate, export = (as_task(stage) for stage in STAGES.values())
 
 
-@flow(name="pipeline", flow_run_name="{config.name}", persist_result=False)
+@flow(name="pipeline", flow_run_name=artifacts.run_name, persist_result=False)
 def pipeline(config: PipelineConfig) -> State[str]:
     """Raw instruction data in; a tuned, evaluated, exported model out.  Returns the folder of the run's record."""
-    with Run(config) as run:
+    artifacts.tag_run(config)
+    with at_work(), Run(config) as run:
         collected = collect(run)
         cleaned = clean(run, collected)
         splits = split(run, cleaned)

@@ -9,30 +9,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-# Prefect reads its settings when it is first imported.
-os.environ.setdefault("PREFECT_HOME", str(Path("data/prefect").absolute()))
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "90")
-os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault("PREFECT_LOGGING_EXTRA_LOGGERS", "attune")
-os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")  # a stage may be called without a flow
+import flows.prefect_settings  # noqa: F401  (Prefect reads its settings when it is first imported)
 
+# isort: split
 from prefect import State, Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import TerminationSignal
-from prefect.states import Completed, Failed
+from prefect.states import Completed, Crashed, Failed
 
+from flows import artifacts, connection, gpu, recovery
 from tasks import base_model, contract, engine
 from tasks.config import PipelineConfig
 from tasks.data_report import write_data_report
-from tasks.errors import AttuneError, SourceError, is_disk_trouble
+from tasks.errors import AttuneError, DamagedArtifactError, Interrupted, SourceError, is_disk_trouble
 from tasks.ledger import Summary
 from tasks.memory import peak_memory
 from tasks.plan import Step, look_up, outside_inputs
 from tasks.report import write_report
-from tasks.run_record import RunFolder, StageRecord, stage_record
+from tasks.run_record import SHOWN, RunFolder, StageRecord, stage_record
 from tasks.stages import STAGES, Stage
-from tasks.store import ArtifactRef, ArtifactStore
+from tasks.store import ArtifactRef, ArtifactStore, open_store
 
 log = logging.getLogger("attune")
 log.setLevel(logging.INFO)
@@ -48,10 +44,12 @@ class Run:
     """
 
     def __init__(self, config: PipelineConfig) -> None:
+        recovery.end_with_worker()
         self.config = config
-        self.store = ArtifactStore(config.store)
+        self.store = open_store(config)
         self.folder = RunFolder(config.runs, config.name, config.model_dump(mode="json"))
         self.refs: dict[str, ArtifactRef] = {}
+        self.pages: dict[str, str] = {}  # stage -> address in the UI
         self.failure: AttuneError | None = None
 
     def __enter__(self) -> Self:
@@ -62,10 +60,13 @@ class Run:
         self.folder.end((_STOPPED if kind is TerminationSignal else str(error) or kind.__name__) if kind else "")
         write_report(self.folder)
         write_data_report(self.folder)
+        artifacts.show_run(self.folder, self.pages)
         return self.failure is not None
 
     def result(self) -> State[str]:
         """The flow's final state; its data is the folder of the run's record."""
+        if isinstance(self.failure, Interrupted):  # an automation begins it again
+            return Crashed(message=str(self.failure), data=self.failure)
         if self.failure is not None:
             return Failed(message=str(self.failure), data=self.failure)
         return Completed(data=str(self.folder.path))
@@ -82,14 +83,26 @@ class Run:
                         "%s: what it remembered was damaged; an older artifact counts, if there is one", stage.name
                     )
                 step, damaged = look_up(stage, self.config, inputs, self.store), []
-        record = _TASKS[stage.name](self.config, step, inputs, return_state=True).result()
+        state = _TASKS[stage.name](self.config, step, inputs, return_state=True)
+        record = state.result()
         self.refs[stage.name] = record.ref
-        self.folder.add(record, self.store.path(record.ref))
+        if stage.name in SHOWN and not self.store.fetch(record.ref):  # damaged in the bucket, and now in quarantine
+            return self.stage(stage, inputs)
+        folder = self.store.path(record.ref)
+        self.folder.add(record, folder)
+        connection.wait_for_server()
+        task_run = state.state_details.task_run_id
+        self.pages[stage.name] = artifacts.show_stage(self.folder.record, stage.name, folder, task_run)
         return record.ref
 
     def _make_again(self, name: str) -> ArtifactRef:
         """An artifact was damaged behind its manifest's back, and verify has put it into quarantine."""
         stage = STAGES[name]
+        if missing := [each for each in stage.inputs if each not in self.refs]:
+            raise DamagedArtifactError(
+                f"{name}: its artifact {self.refs[name].key} is damaged, and {missing[0]} is not known here to make it "
+                "again; run the pipeline again"
+            )
         return self.stage(stage, {each: self.refs[each] for each in stage.inputs})
 
 
@@ -113,7 +126,7 @@ def _prefect_task(stage: Stage) -> Task[..., State[StageRecord]]:
             return Completed(name="Cached", message=f"cached {step.key}", data=record)
         log.info("%s: runs (%s)", stage.name, step.why)
         try:
-            record = run_stage(stage, config, step, inputs)
+            record = _bring_about(stage, config, step, inputs)
         except AttuneError as error:
             return Failed(message=str(error), data=error)
         except OSError as error:
@@ -131,19 +144,27 @@ def _prefect_task(stage: Stage) -> Task[..., State[StageRecord]]:
 _TASKS = {stage.name: _prefect_task(stage) for stage in STAGES.values()}
 
 
+def _bring_about(stage: Stage, config: PipelineConfig, step: Step, inputs: dict[str, ArtifactRef]) -> StageRecord:
+    """Run a stage here, or have it run where the config says."""
+    if stage.name == "fine_tune" and config.fine_tune.runs_on == "gpu":
+        manifest = gpu.fine_tune(config, step, inputs, open_store(config))
+        return stage_record(manifest, cached=False, why=step.why)
+    return run_stage(stage, config, step, inputs)
+
+
 def run_stage(stage: Stage, config: PipelineConfig, step: Step, inputs: dict[str, ArtifactRef]) -> StageRecord:
     """Run a stage's function on its inputs and publish what it made."""
-    store = ArtifactStore(config.store)
+    store = open_store(config)
     folders = {name: store.path(ref) for name, ref in inputs.items()}
     if stage.base:
-        folders["base"] = base_model.resolve(config.model, config.store)
+        folders["base"] = base_model.resolve(config.model, config.store_folder)
     if step.memory is not None:
         folders["previous"] = store.path(step.memory)
     with store.work_folder(stage.name, step.key) as work:
         if (manifest := store.find(stage.name, step.key)) is not None:
             return stage_record(manifest, cached=True, why="another run made it meanwhile")
         began = time.perf_counter()
-        with peak_memory() as peak, engine.using(config.engine):
+        with peak_memory() as peak, engine.using(config.engine), artifacts.training_shown(stage.name, config):
             family = {"family": step.parts["inputs"]["family"]} if stage.base else {}
             os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(config.runs) / "tensorboard"))
             summary = stage.function(getattr(config, stage.name), folders, work, **family)

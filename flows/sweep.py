@@ -30,8 +30,9 @@ def sweep(config: PipelineConfig) -> State[str]:
 
 
 def train(config: PipelineConfig, watcher: search.Watcher) -> search.Outcome:
-    """One trial; raises what ended its training.  Test is not looked at: evaluate and export do not run."""
-    with _quiet(), watched_by(watcher), Run(config) as run:
+    """One trial, in this process; raises what ended its training.  Test is not looked at: no evaluate, no export."""
+    here = config.model_copy(update={"fine_tune": config.fine_tune.model_copy(update={"runs_on": "here"})})
+    with _quiet(), watched_by(watcher), Run(here) as run:
         formatted = format(run, split(run, clean(run, collect(run))))
         fine_tune(run, formatted)
     if isinstance(run.failure, (search.Pruned, *search.TRIAL_FAILURES)):

@@ -19,11 +19,11 @@ _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib"}
 _WANTED_FROM_HUB = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
-def resolve(model: ModelConfig, store: str | Path) -> Path:
+def resolve(model: ModelConfig, store_folder: str | Path) -> Path:
     """The local folder of the base model, fetched from the Hub when `base` is a name there.
 
-    With `init: scratch` it is built once, beside the artifacts in `store`.  Raises ModelError when it is missing,
-    incomplete, holds only pickle weights or brings its own code.
+    With `init: scratch` it is built once, in `store_folder`, beside the artifacts or their copies.  Raises ModelError
+    when it is missing, incomplete, holds only pickle weights or brings its own code.
     """
     if model.base.startswith("package:"):
         folder = _in_package(model.base.removeprefix("package:"))
@@ -35,7 +35,7 @@ def resolve(model: ModelConfig, store: str | Path) -> Path:
         raise ModelError(f"model.base: there is no folder {folder.absolute()}")
     _check_files(folder)
     if model.init == "scratch":
-        return _from_scratch(model, folder, Path(store) / ".scratch")
+        return _from_scratch(model, folder, Path(store_folder) / ".scratch")
     _check_weights(folder)
     return folder
 

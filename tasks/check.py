@@ -66,7 +66,7 @@ class Check:
 
 def check(config: PipelineConfig) -> Check:
     """Read, clean, render and count the first rows of each source; writes nothing.  Raises what a run would raise."""
-    base = base_model.resolve(config.model, config.store)
+    base = base_model.resolve(config.model, config.store_folder)
     family = base_model.family(config.model, base)
     tokenizer = load_tokenizer(base, config.format.template, load_family(family).chat_template)
     sources = [_source(source, config) for source in config.collect.sources]

@@ -7,6 +7,7 @@ read on a light page and on a dark one; text stays text.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ _STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 11,
+    "text.parse_math": False,  # a dollar in a name is a dollar
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -50,7 +52,7 @@ def draw(records: Sequence[Mapping[str, Any]], path: Path, best: Mapping[str, in
 
     records: rows of HISTORY; best: the step of the checkpoint that was kept, by system.
     """
-    with _figure(path, 7.0, 4.2) as figure:
+    with figure_in(path, 7.0, 4.2) as figure:
         axes = figure.subplots()
         for system in dict.fromkeys(record["system"] for record in records):
             _draw_system(axes, system, [record for record in records if record["system"] == system], best[system])
@@ -88,7 +90,7 @@ def draw_trials(panels: Sequence[Panel], metric: str, path: Path) -> None:
     """Draw the metric of each trial by each parameter; a pruned trial stands where it was when it was ended."""
     columns = min(3, len(panels))
     lines = math.ceil(len(panels) / columns)
-    with _figure(path, 1 + 3.2 * columns, 0.6 + 2.7 * lines) as figure:
+    with figure_in(path, 1 + 3.2 * columns, 0.6 + 2.7 * lines) as figure:
         every = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
         for axes, panel in zip(every, panels, strict=False):
             _draw_panel(axes, panel)
@@ -119,9 +121,9 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
 
 
 @contextmanager
-def _figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of that many inches, which is written to `path` at the end."""
+def figure_in(target: Path | BytesIO, width: float, height: float) -> Iterator[Figure]:
+    """A figure of that many inches, which is written into `target` as SVG at the end."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
-        figure.savefig(path, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(target, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -13,6 +13,8 @@ from tasks.stages import STAGES, Stage
 from tasks.store import ArtifactRef, ArtifactStore, Manifest
 
 SHOWN_DIFFERENCES = 8
+NO_PART = {"runs_on"}
+"""Settings that say where a stage runs and not what it makes; they are no part of a key."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def look_up(stage: Stage, config: PipelineConfig, refs: Mapping[str, ArtifactRef
     """The step for a stage whose inputs are known."""
     inputs = {name: refs[name].digest for name in stage.inputs} | outside_inputs(stage, config)
     parts = {
-        "settings": getattr(config, stage.name).model_dump(mode="json"),
+        "settings": getattr(config, stage.name).model_dump(mode="json", exclude=NO_PART),
         "inputs": inputs,
         "code": fingerprint.code_digests(stage.module),
         "versions": fingerprint.versions(stage.versions),
@@ -93,7 +95,7 @@ def _memory(stage: Stage, config: PipelineConfig, digest: str, store: ArtifactSt
 
 def _lineage(stage: Stage, config: PipelineConfig, store: ArtifactStore) -> list[Manifest]:
     """The artifacts of a stage that this pipeline made with these settings, newest first."""
-    settings = _deciding(getattr(config, stage.name).model_dump(mode="json"))
+    settings = _deciding(getattr(config, stage.name).model_dump(mode="json", exclude=NO_PART))
     mine = (each for each in store.manifests(stage.name) if each.pipeline == config.name)
     own = [each for each in mine if _deciding(each.settings) == settings]
     return sorted(own, key=lambda manifest: manifest.created, reverse=True)
@@ -107,13 +109,13 @@ def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
 def outside_inputs(stage: Stage, config: PipelineConfig) -> dict[str, str]:
     """Digests of what a stage reads that no stage made: the source files, the base model."""
     if stage.name == "collect":
-        base_model.resolve(config.model, config.store)  # what cannot work is told before any data is touched
+        base_model.resolve(config.model, config.store_folder)  # what cannot work is told before any data is touched
         requirements.check(config.fine_tune)
         return {f"source {source.label}": sources.digest(source) for source in config.collect.sources}
     if stage.name == "clean":
         return _files_of_clean(config)
     if stage.base:
-        folder = base_model.resolve(config.model, config.store)
+        folder = base_model.resolve(config.model, config.store_folder)
         family = base_model.family(config.model, folder)
         return {f"base {stage.base}": base_model.digest(folder, weights=stage.base == "model"), "family": family}
     return {}
@@ -142,19 +144,20 @@ def _why_not(stage: Stage, key: str, parts: dict[str, Any], store: ArtifactStore
     """What differs from the most similar artifact in the store; of equally similar ones, the newest."""
     if store.is_quarantined(stage.name, key):
         return "its artifact was damaged and is in quarantine"
-    flat = _flatten(parts)
     nearest: list[str] | None = None
     for manifest in sorted(store.manifests(stage.name), key=lambda manifest: manifest.created, reverse=True):
-        differences = _differences(_flatten(manifest.model_dump(include=set(parts))), flat)
-        if nearest is None or len(differences) < len(nearest):
-            nearest = differences
+        found = differences(manifest.model_dump(include=set(parts)), parts)
+        if nearest is None or len(found) < len(nearest):
+            nearest = found
     if nearest is None:
         return "never ran"
     more = len(nearest) - SHOWN_DIFFERENCES
     return "; ".join(nearest[:SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What is different in the parts of two keys, a line each."""
+    old, new = _flatten(old), _flatten(new)
     return [_difference(path, old, new) for path in sorted(old.keys() | new.keys()) if old.get(path) != new.get(path)]
 
 

@@ -1,5 +1,6 @@
 """Tables of a run: what the terminal shows at its end, and report.md."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group
@@ -8,6 +9,9 @@ from rich.text import Text
 
 from tasks.layout import CURVES
 from tasks.run_record import RunFolder, RunRecord
+
+ROWS, LOSSES, EVALUATION = "Where the rows went", "Losses", "Base against tuned"
+"""Pictures of a report, and the headings that they stand under."""
 
 
 def closing_table(record: RunRecord) -> Group:
@@ -18,21 +22,35 @@ def closing_table(record: RunRecord) -> Group:
 
 def write_report(folder: RunFolder) -> Path:
     """Write report.md beside run.json."""
-    record = folder.record
-    lines = [f"# {record.name}", "", f"{record.state} · {record.started} to {record.ended}", ""]
+    pictures = {LOSSES: CURVES} if (folder.path / CURVES).exists() else {}
+    path = folder.path / "report.md"
+    path.write_text("\n".join(report(folder.record, pictures, [])), encoding="utf-8")
+    return path
+
+
+def report(record: RunRecord, pictures: Mapping[str, str], more: Sequence[str]) -> list[str]:
+    """The report as lines of Markdown.
+
+    pictures: where a picture lies, of ROWS, LOSSES and EVALUATION; those that are missing are left out.
+    more: lines that stand under its head.
+    """
+    lines = [f"# {record.name}", "", f"{record.state} · {record.started} to {record.ended}", "", *more]
     if record.error:
-        lines += ["## What failed", "", record.error, ""]
+        lines += ["## What failed", "", escaped(record.error), ""]
     lines += ["## Stages", "", *markdown(_stage_rows(record)), ""]
     lines += [*_token_lines(record), ""]
-    if (folder.path / CURVES).exists():
-        lines += ["## Losses", "", f"![Training and validation loss by step]({CURVES})", ""]
+    if ROWS in pictures:
+        lines += [f"## {ROWS}", "", f"![Rows that each stage kept]({pictures[ROWS]})", ""]
+    if LOSSES in pictures:
+        lines += [f"## {LOSSES}", "", f"![Training and validation loss by step]({pictures[LOSSES]})", ""]
     if record.evaluation:
-        lines += ["## Base against tuned", "", *markdown(_evaluation_rows(record, tasks=False)), ""]
+        lines += [f"## {EVALUATION}", ""]
+        if EVALUATION in pictures:
+            lines += [f"![Metrics of each system on the test split]({pictures[EVALUATION]})", ""]
+        lines += [*markdown(_evaluation_rows(record, tasks=False)), ""]
         lines += ["### By task", "", *markdown(_evaluation_rows(record, tasks=True)), ""]
         lines += ["## Answers", "", *markdown(_sample_rows(record)), ""]
-    path = folder.path / "report.md"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
+    return lines
 
 
 Rows = list[list[str]]
@@ -102,7 +120,12 @@ def _cell(text: str) -> str:
     """One line of Markdown that shows `text` as it is, cut to a readable length."""
     flat = " ".join(text.split())
     cut = flat if len(flat) <= 160 else flat[:159] + "…"
-    return "".join(f"\\{c}" if c in "|*_`<>[]\\" else c for c in cut)
+    return escaped(cut)
+
+
+def escaped(text: str) -> str:
+    """Markdown that shows `text` as it is: nothing in it becomes a link, an image or an element."""
+    return "".join(f"\\{c}" if c in "|*_`<>[]\\" else c for c in text)
 
 
 def _stage_table(record: RunRecord) -> Table:

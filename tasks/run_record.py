@@ -14,6 +14,10 @@ from tasks.layout import CURVES
 from tasks.store import ArtifactRef, Manifest
 
 
+SHOWN = ("fine_tune", "export")
+"""Stages of whose artifacts a run keeps something: the loss curves, and the link to the model."""
+
+
 class StageRecord(BaseModel):
     """What one stage did in this run."""
 

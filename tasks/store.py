@@ -14,15 +14,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from tasks.disk import digest_file, digest_json, sync
-from tasks.errors import DamagedArtifactError, LedgerError
+from tasks.errors import AttuneError, DamagedArtifactError, LedgerError
 from tasks.layout import MANIFEST, RESUME, UNREAD
 
+if TYPE_CHECKING:
+    from tasks.config import PipelineConfig
+
 log = logging.getLogger("attune.store")
+
+TRASH = ".trash"
+"""Folder of a store for what is being removed: a folder moves there whole, so that nobody sees a part of it."""
+
+
+def _inside(path: str) -> str:
+    """A manifest that came from elsewhere must not lead out of its folder."""
+    if "\0" in path or {"", ".", ".."} & set(path.split("/")):
+        raise ValueError("a path that leads out of the artifact")
+    return path
 
 
 class FileEntry(BaseModel):
@@ -30,7 +43,7 @@ class FileEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    path: str
+    path: Annotated[str, AfterValidator(_inside)]
     sha256: str
     size_bytes: int
     modified_ns: int
@@ -75,8 +88,29 @@ class ArtifactStore:
         self.root = Path(root)
 
     def path(self, ref: ArtifactRef) -> Path:
-        """The folder of an artifact."""
+        """The folder of an artifact; its files are there once `verify` or `fetch` has said True."""
         return self.root / ref.stage / ref.key
+
+    def fetch(self, ref: ArtifactRef) -> bool:
+        """Have an artifact's files in its folder, which on disk they are; False when that cannot be."""
+        return self.path(ref).exists()
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Held by a run for as long as it lasts, so that nothing goes which it may read; many may hold it at once."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with locked(self.root / ".in-use.lock", fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def unused(self) -> Iterator[None]:
+        """Held by who removes artifacts.  Raises AttuneError while a run holds the store in use."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            with locked(self.root / ".in-use.lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
+                yield
+        except BlockingIOError:
+            raise AttuneError(f"{self.root}: a run is going on and may read it; try again when it has ended") from None
 
     def find(self, stage: str, key: str) -> Manifest | None:
         """The manifest of a complete artifact, or None.
@@ -92,7 +126,7 @@ class ArtifactStore:
             if (manifest.stage, manifest.key) != (stage, key):
                 raise DamagedArtifactError(f"{folder}: its manifest is of {manifest.stage} {manifest.key}")
             for entry in manifest.files:
-                _check(folder, entry, trust_time=True)
+                check_file(folder, entry, trust_time=True)
         except DamagedArtifactError as damage:
             self._quarantine(folder, damage)
             return None
@@ -106,7 +140,7 @@ class ArtifactStore:
             if content_digest(manifest.files) != ref.digest:
                 raise DamagedArtifactError(f"{folder}: its content is not the one that was asked for")
             for entry in manifest.files:
-                _check(folder, entry, trust_time=False)
+                check_file(folder, entry, trust_time=False)
             _refuse_strangers(folder, manifest)
         except DamagedArtifactError as damage:
             self._quarantine(folder, damage)
@@ -125,6 +159,15 @@ class ArtifactStore:
         """The folders of all artifacts, readable or not."""
         return sorted(path.parent for path in self.root.glob(f"[!.]*/*/{MANIFEST}"))
 
+    def audit(self) -> Iterator[bool]:
+        """Read every byte of every artifact: for each, whether it is as published; damaged ones go to quarantine."""
+        for folder in self.folders():
+            manifest = self.find(folder.parent.name, folder.name)
+            yield manifest is not None and self._reread(reference(manifest))
+
+    def _reread(self, ref: ArtifactRef) -> bool:
+        return self.verify(ref)
+
     @contextmanager
     def work_folder(self, stage: str, key: str) -> Iterator[Path]:
         """A folder to make the artifact in, held by one process at a time.
@@ -134,8 +177,7 @@ class ArtifactStore:
         """
         work = self.root / ".work" / f"{stage}-{key}"
         work.parent.mkdir(parents=True, exist_ok=True)
-        with (work.parent / f"{stage}-{key}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(work.parent / f"{stage}-{key}.lock", fcntl.LOCK_EX):
             work.mkdir(exist_ok=True)
             if (aside := _aside(work)).exists():
                 os.rename(aside, work / RESUME)
@@ -181,6 +223,13 @@ class ArtifactStore:
         """Whether an artifact of that key was found damaged before."""
         return any((self.root / ".quarantine").glob(f"{stage}-{key}-*"))
 
+    def trash(self, path: Path) -> Path:
+        """Move what nobody needs any more out of sight, in one step; returns where to, for who deletes it then."""
+        aside = self.root / TRASH / f"{path.parent.name}-{path.name}-{time.time_ns()}"
+        aside.parent.mkdir(exist_ok=True)
+        os.rename(path, aside)
+        return aside
+
     def _quarantine(self, folder: Path, damage: DamagedArtifactError) -> None:
         """Move a damaged artifact aside, where nobody reads it and a person can look at it."""
         aside = self.root / ".quarantine" / f"{folder.parent.name}-{folder.name}-{time.time_ns()}"
@@ -189,20 +238,63 @@ class ArtifactStore:
             os.rename(folder, aside)
         except FileNotFoundError:  # it is gone, or another process was first
             return
-        log.warning("%s; it was moved to %s and will be made again", damage, aside)
+        log.warning("%s; it was moved to %s and will be replaced", damage, aside)
+
+
+def open_store(config: "PipelineConfig") -> ArtifactStore:
+    """The store that a config names: a folder, or a bucket with copies in a folder.  The one place that decides."""
+    if "://" not in config.store:
+        return ArtifactStore(config.store_folder)
+    from tasks.remote_store import RemoteStore
+
+    return RemoteStore(config.store, config.store_folder)
+
+
+def reference(manifest: Manifest) -> ArtifactRef:
+    """What travels between stages of the artifact with this manifest."""
+    return ArtifactRef(manifest.stage, manifest.key, manifest.digest)
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest in `folder`; raises DamagedArtifactError when it is missing, torn or not one."""
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        data = (folder / MANIFEST).read_bytes()
     except OSError as error:
         raise DamagedArtifactError(f"{folder}: no readable manifest ({error.strerror})") from None
+    return parse_manifest(data, str(folder))
+
+
+def parse_manifest(data: bytes, place: str) -> Manifest:
+    """The manifest of the artifact at `place`; raises DamagedArtifactError when it is torn or not one."""
+    try:
+        manifest = Manifest.model_validate_json(data)
     except ValidationError as error:
-        raise DamagedArtifactError(f"{folder}: its manifest is damaged ({error.error_count()} errors)") from None
+        raise DamagedArtifactError(f"{place}: its manifest is damaged ({error.error_count()} errors)") from None
     if manifest.digest != content_digest(manifest.files):
-        raise DamagedArtifactError(f"{folder}: its manifest is damaged (digest and files differ)")
+        raise DamagedArtifactError(f"{place}: its manifest is damaged (digest and files differ)")
     return manifest
+
+
+@contextmanager
+def locked(path: Path, how: int) -> Iterator[None]:
+    """Hold the kernel's lock of a file, which is made when it is missing: freed when its holder dies, however it dies.
+
+    how: as for flock; raises BlockingIOError with LOCK_NB when another holds it.
+    """
+    while True:
+        with path.open("w") as file:
+            fcntl.flock(file, how)
+            if not _is_at(file.fileno(), path):  # removed while we waited: others lock a new file of that name
+                continue
+            yield
+            return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def content_digest(files: list[FileEntry]) -> str:
@@ -210,7 +302,8 @@ def content_digest(files: list[FileEntry]) -> str:
     return digest_json([[entry.path, entry.sha256] for entry in files if entry.path.split("/")[0] not in UNREAD])
 
 
-def _check(folder: Path, entry: FileEntry, *, trust_time: bool) -> None:
+def check_file(folder: Path, entry: FileEntry, *, trust_time: bool) -> None:
+    """Raises DamagedArtifactError unless the file is as published; `trust_time`: an equal size and time will do."""
     path = folder / entry.path
     try:
         status = path.stat()

@@ -1,10 +1,12 @@
 """What a training shows while it runs, and what stays of it."""
 
+import contextvars
 import logging
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -13,6 +15,32 @@ log = logging.getLogger("attune.fine_tune")
 
 _SHOWN = {"loss": "loss", "eval_loss": "val", "learning_rate": "lr"}
 _COLUMNS = {"loss": "loss", "eval_loss": "validation_loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm"}
+
+
+class Progress(NamedTuple):
+    """How far the training of a system is."""
+
+    system: str
+    step: int
+    steps: int  # the last step; at the end of a training that stopped early, its own
+    loss: float  # of the last step, nats per supervised token
+    learning_rate: float
+    tokens_per_second: float  # since this process began or went on, without padding
+    seconds_left: float  # at the pace so far, validations included
+
+
+Listener = Callable[[Progress], None]
+_listener: contextvars.ContextVar[Listener | None] = contextvars.ContextVar("listener", default=None)
+
+
+@contextmanager
+def told_to(listener: Listener) -> Iterator[None]:
+    """Inside, `listener` hears of every step of a training in this process, and of its end."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 class TrainingLog(TrainerCallback):
@@ -26,6 +54,7 @@ class TrainingLog(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Begin the bar where training begins or goes on."""
         self._began, self._tokens_before = time.perf_counter(), state.num_input_tokens_seen
+        self._steps_before = state.global_step
         self._bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -50,9 +79,8 @@ class TrainingLog(TrainerCallback):
         self._last |= {_SHOWN[name]: value for name, value in logs.items() if name in _SHOWN}
         if self._bar:
             shown = {name: f"{value:.3g}" for name, value in self._last.items()}
-            tokens = state.num_input_tokens_seen - self._tokens_before
-            rate = tokens / (time.perf_counter() - self._began)
-            self._bar.set_postfix(shown | {"tok/s": f"{rate:,.0f}"})
+            self._bar.set_postfix(shown | {"tok/s": f"{self._rate(state):,.0f}"})
+        self._tell(state, state.max_steps)
         if "eval_loss" in logs and state.is_world_process_zero:
             log.info(
                 "%s: step %d of %d, loss %.4f, validation loss %.4f",
@@ -67,6 +95,19 @@ class TrainingLog(TrainerCallback):
         """End the bar."""
         if self._bar:
             self._bar.close()
+        self._tell(state, state.global_step)
+
+    def _rate(self, state: TrainerState) -> float:
+        """Tokens per second since training began or went on."""
+        return (state.num_input_tokens_seen - self._tokens_before) / (time.perf_counter() - self._began)
+
+    def _tell(self, state: TrainerState, steps: int) -> None:
+        """Tell the listener, if there is one, once a step is done."""
+        done = state.global_step - self._steps_before
+        if (listener := _listener.get()) and done and "loss" in self._last:
+            left = (time.perf_counter() - self._began) / done * (steps - state.global_step)
+            figures = self._last["loss"], self._last["lr"], self._rate(state), left
+            listener(Progress(self.system, state.global_step, steps, *figures))
 
 
 def history(system: str, records: Iterable[Mapping[str, float]], metric: str) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ LAYERS = [
     {"filters", "repairs", "personal_data", "metrics", "templates", "truncation", "packing"},
     {"config", "families"},
     {"config_file", "engine"},
-    {"store", "ledger", "sources", "formats", "texts", "shingles", "near_duplicates"},
+    {"store", "remote_store", "ledger", "sources", "formats", "texts", "shingles", "near_duplicates"},
     {"base_model", "fingerprint", "held_out", "scratch", "exporters", "profile", "sampling", "contract"},
     {"near_pairs", "decontaminate", "duplicates", "placing", "leak"},
     {"checkpoints", "interrupts", "precision", "optimizers", "requirements", "adapters"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"job"},
     {"trainer", "training"},
     {"stages", "launch", "estimate", "model_card", "run_record"},
-    {"plan", "report", "data_report", "funnel", *STAGES},
+    {"plan", "gc", "report", "data_report", "funnel", "pictures", *STAGES},
     {"check", "sweep", "sweep_report"},
 ]
 """A module may import from its own layer and from those above it in this list."""
@@ -33,6 +33,7 @@ LIGHT = [
     *(f"tasks/config/{path.name}" for path in sorted((ROOT / "tasks" / "config").glob("*.py"))),
     "tasks/families/__init__.py",
     *(f"tasks/{name}.py" for name in ("config_file", "plan", "stages", "store", "fingerprint", "base_model")),
+    *(f"tasks/{name}.py" for name in ("remote_store", "gc")),
     *(
         f"tasks/{name}.py"
         for name in ("repairs", "templates", "run_record", "report", "data_report", "funnel", "registry", "errors")

@@ -4,9 +4,11 @@
 in the Prefect UI.  Defaults are plain values because the form shows nothing for a default factory.
 """
 
-from typing import Annotated, Literal
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from tasks.config.data import (
     CleanConfig,
@@ -25,6 +27,7 @@ from tasks.config.data import (
 from tasks.config.model import EvaluateConfig, ExportConfig, FineTuneConfig, FormatConfig, LoraConfig, ModelConfig
 from tasks.config.section import Section
 from tasks.config.sweep import SweepConfig, SweepParameter, allowed_in
+from tasks.disk import digest_json
 
 __all__ = [
     "CleanConfig",
@@ -51,6 +54,9 @@ __all__ = [
     "SweepConfig",
     "SweepParameter",
 ]
+
+
+_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]+(/(?!\.{1,2}(/|$))[\w.=-]+)*/?", re.ASCII)
 
 
 class EngineConfig(Section):
@@ -81,5 +87,29 @@ class PipelineConfig(Section):
     sweep: Annotated[SweepConfig, AfterValidator(allowed_in)] = Field(
         SweepConfig(), description="The search of `attune sweep`; a run does not use it."
     )
-    store: str = Field("data/artifacts", min_length=1, description="Folder of the artifacts.")
+    max_restarts: int = Field(
+        2, ge=0, description="How often a deployed run that crashed is begun again; it goes on from where it was."
+    )
+    store: str = Field("data/artifacts", min_length=1, description="Folder of the artifacts, or s3://bucket/prefix.")
+    cache: str = Field(
+        "data/cache", min_length=1, description="Folder of the copies of artifacts, where the store is a bucket."
+    )
     runs: str = Field("data/runs", min_length=1, description="Folder of the run records.")
+
+    @model_validator(mode="after")
+    def _plain_bucket(self) -> Self:
+        """Checked here and not at the field, whose value would stand in the message: it may hold a password."""
+        if "://" in self.store and not _BUCKET.fullmatch(self.store):
+            raise ValueError(
+                "store: is a folder or s3://bucket/prefix (letters, digits and . _ - = /), without a user, a password "
+                "or a query; endpoint and keys come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …)"
+            )
+        return self
+
+    @property
+    def store_folder(self) -> Path:
+        """The folder on this machine of the artifacts, or of the copies of those in the bucket."""
+        if "://" not in self.store:
+            return Path(self.store)
+        url = self.store.rstrip("/")
+        return Path(self.cache) / f"{re.sub('[^a-z0-9]+', '-', url)}-{digest_json(url)[:8]}"

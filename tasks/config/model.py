@@ -88,6 +88,9 @@ class LoraConfig(Section):
 class FineTuneConfig(Section):
     """Tune the base model on the formatted examples."""
 
+    runs_on: Literal["here", "gpu"] = Field(
+        "here", description="here: in the process of the run; gpu: on a worker of the work pool gpu."
+    )
     method: Literal["full", "lora", "dora", "qlora"] = Field(
         "full", description="Train all weights, or an adapter; qlora: on a base of 4 bits, which needs CUDA."
     )

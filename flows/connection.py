@@ -1,0 +1,179 @@
+"""The way to a Prefect server: the configured one, or one of this process's own; and what is done when it is gone."""
+
+import atexit
+import logging
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import flows.prefect_settings  # noqa: F401  (Prefect reads its settings when it is first imported)
+
+# isort: split
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.context import refresh_global_settings_context
+from prefect.exceptions import Abort
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from tasks.errors import AttuneError
+from tasks.interrupts import on_sigterm
+
+log = logging.getLogger("attune")
+
+ROOT = Path(__file__).parent.parent
+KNOCK_SECONDS = 4.0
+"""How long a server has to take a connection, and again to answer."""
+START_SECONDS = 90.0
+"""How long a server of our own has to start; a loaded machine with an empty database takes half of it."""
+PATIENCE_SECONDS = 60.0
+"""How long a run waits for a server that was there; one that is restarted is back by then."""
+END_SECONDS = 15.0
+"""How much longer Prefect may go on trying before the process is ended."""
+LOOK_SECONDS = 5.0
+
+
+class ServerGoneError(AttuneError):
+    """The Prefect server does not answer."""
+
+
+def require_server() -> str:
+    """The URL of the configured Prefect API, by PREFECT_API_URL or a profile of Prefect, once it has answered.
+
+    Raises ServerGoneError within 10 s when none is configured, or it does not answer.
+    """
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise ServerGoneError("no Prefect server is configured; start one with make server, and set PREFECT_API_URL")
+    if trouble := _trouble():
+        raise ServerGoneError(
+            f"the Prefect server at {url} does not answer ({trouble}); nothing was started. Start it, or do without: "
+            "make pipeline needs no server when PREFECT_API_URL is not set"
+        )
+    return url
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """Inside, a flow finds a server: the configured one, or one of this process that ends with it.
+
+    Raises ServerGoneError when it is not there or goes away, Interrupted after SIGTERM, and what is raised inside.
+    """
+    url = require_server() if PREFECT_API_URL.value() else _start_server()
+    threading.Thread(target=_end_when_gone, args=(url,), daemon=True).start()
+    for name in ("prefect.flow_runs", "prefect.task_runs"):  # to the server; the terminal hears of a failure once
+        logging.getLogger(name).propagate = False
+    try:
+        with on_sigterm():  # Prefect hands the signal on once it has noted that the run was ended
+            yield
+    except KeyboardInterrupt:
+        print("attune: interrupted; run the same command again and it goes on from where it was", file=sys.stderr)
+        raise
+    except httpx.TransportError as error:
+        raise _gone(url, _in_words(error)) from None
+    except (httpx.HTTPStatusError, Abort) as error:
+        raise ServerGoneError(f"the Prefect server at {url} refused: {error}; what was done is kept") from None
+
+
+@contextmanager
+def at_work() -> Iterator[None]:
+    """Inside, this process has work to do that needs no server, so its absence does not end it."""
+    _working.set()
+    try:
+        yield
+    finally:
+        _working.clear()
+
+
+def wait_for_server() -> None:
+    """Between two stages: return when the server answers; raises ServerGoneError after PATIENCE_SECONDS without."""
+    url = PREFECT_API_URL.value()
+    if not url or not (trouble := _trouble()):
+        return
+    log.warning("the Prefect server at %s does not answer (%s); waiting up to %.0f s", url, trouble, PATIENCE_SECONDS)
+    began = time.monotonic()
+    while trouble := _trouble():
+        if time.monotonic() - began > PATIENCE_SECONDS:
+            raise _gone(url, trouble)
+        time.sleep(1)
+    log.info("the Prefect server is back")
+
+
+def _trouble() -> str:
+    """Why the configured server cannot be used; empty when it can."""
+    once, briefly = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), {"timeout": httpx.Timeout(KNOCK_SECONDS)}
+    with once, get_client(sync_client=True, httpx_settings=briefly) as client:
+        error = client.api_healthcheck()
+    return _in_words(error) if error else ""
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"HTTP {error.response.status_code}"
+    return f"no answer within {KNOCK_SECONDS:.0f} s" if isinstance(error, httpx.TimeoutException) else str(error)
+
+
+def _gone(url: str, trouble: str) -> ServerGoneError:
+    return ServerGoneError(
+        f"the Prefect server at {url} is gone ({trouble}) and was not told how the run ended. What was done is kept: "
+        "run the same command again and it goes on from where it was"
+    )
+
+
+def _end_when_gone(url: str) -> None:
+    """End this process when the server has been silent for long and there is nothing left to do but to tell it.
+
+    Prefect would go on trying for many minutes: states, logs and events are each retried, also at exit.
+    """
+    heard = time.monotonic()
+    while True:
+        time.sleep(LOOK_SECONDS)
+        if not (trouble := _trouble()):
+            heard = time.monotonic()
+        elif time.monotonic() - heard > PATIENCE_SECONDS + END_SECONDS and not _working.is_set():
+            print(f"attune: {_gone(url, trouble)}", file=sys.stderr, flush=True)
+            os._exit(ServerGoneError.exit_code)
+
+
+def _start_server() -> str:
+    """Start a server for this process on a free port of loopback; returns its URL once it answers."""
+    home = Path(os.environ["PREFECT_HOME"])
+    home.mkdir(parents=True, exist_ok=True)
+    with socket.create_server(("127.0.0.1", 0)) as door, (home / "temporary-server.log").open("ab") as said:
+        command = [sys.executable, "-m", "flows.temporary_server", str(door.fileno()), str(os.getpid())]
+        own = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+        own |= {"PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "0", "PYTHONPATH": str(ROOT)}
+        server = subprocess.Popen(  # noqa: S603
+            command,
+            env=os.environ | own,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            pass_fds=[door.fileno()],
+            start_new_session=True,  # Ctrl-C is for the run, which has something to tell it still
+        )
+        url = f"http://127.0.0.1:{door.getsockname()[1]}/api"
+    atexit.register(_stop, server)
+    try:
+        httpx.get(f"{url}/health", timeout=START_SECONDS).raise_for_status()
+    except httpx.HTTPError as error:
+        raise AttuneError(f"Prefect's temporary server did not start ({error!r}); see {said.name}") from None
+    os.environ["PREFECT_API_URL"] = url
+    refresh_global_settings_context()
+    return url
+
+
+def _stop(server: "subprocess.Popen[bytes]") -> None:
+    server.terminate()
+    try:
+        server.wait(5)
+    except subprocess.TimeoutExpired:
+        server.kill()
+
+
+_working = threading.Event()

@@ -1,0 +1,130 @@
+"""`make deploy`: work pools, the deployments of prefect.yaml, and the automations that bring crashed runs back."""
+
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import flows.prefect_settings  # noqa: F401  (Prefect reads its settings when it is first imported)
+
+# isort: split
+from prefect.automations import Automation, EventTrigger, Posture
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+from prefect.events.actions import ChangeFlowRunState, RunDeployment
+from prefect.exceptions import ObjectNotFound
+from prefect.states import StateType
+from prefect.workers.process import ProcessWorker
+
+from flows.services import HEARTBEAT_SECONDS
+from tasks.config_file import load
+from tasks.errors import AttuneError
+
+SILENT_SECONDS = 3 * HEARTBEAT_SECONDS
+
+
+def read_configs() -> dict[str, Any]:
+    """The build step of prefect.yaml: every config in configs/, by name, with all its defaults."""
+    return {path.stem: load(path).model_dump(mode="json") for path in sorted(Path("configs").glob("*.yaml"))}
+
+
+def deploy(gpus: int, notify: str) -> list[str]:
+    """Make the pools and automations, register the deployments; what is there already is brought up to date.
+
+    `gpus` is how many runs the pool gpu has going at a time, `notify` the notification block (type/name) that is told
+    of runs that failed or crashed, or "".  Returns a line for each thing that is there now.
+    """
+    with get_client(sync_client=True) as client:
+        _pool(client, "cpu", None)
+        _pool(client, "gpu", gpus)
+        _register()
+        restart = client.read_deployment_by_name("restart/restart")
+        automations = [_crashed(), _restart(restart.id)]
+        if notify:
+            from flows.connection import notification_automation
+
+            automations.append(notification_automation(notify))
+        for automation in automations:
+            _keep(automation)
+        names = sorted(each.name for each in client.read_deployments())
+    return [
+        f"work pools   cpu, gpu ({gpus} at a time)",
+        f"deployments  {', '.join(names)}",
+        f"automations  {', '.join(automation.name for automation in automations)}",
+    ]
+
+
+def _pool(client: SyncPrefectClient, name: str, limit: int | None) -> None:
+    try:
+        client.read_work_pool(name)
+    except ObjectNotFound:
+        template = ProcessWorker.get_default_base_job_template()
+        client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
+    client.update_work_pool(name, WorkPoolUpdate(concurrency_limit=limit))
+
+
+def _register() -> None:
+    """Prefect's own command, so that prefect.yaml means what its documentation says."""
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
+    if done.returncode:
+        raise AttuneError(f"prefect deploy --all failed:\n{(done.stdout + done.stderr)[-3000:]}")
+
+
+def _crashed() -> Automation:
+    """A run of ours that was heard of and then is silent has crashed, and what it held is free."""
+    return Automation(
+        name="attune: crashed",
+        description=f"A flow run whose heartbeats stopped {SILENT_SECONDS} s ago has crashed.",
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{name}" for name in _ENDED)},
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            for_each={"prefect.resource.id"},
+            threshold=1,
+            within=timedelta(seconds=SILENT_SECONDS),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED, message=f"nothing was heard of its process for {SILENT_SECONDS} s"
+            )
+        ],
+    )
+
+
+_ENDED = ("Completed", "Failed", "Cancelled", "Crashed")
+
+
+def _restart(deployment: Any) -> Automation:
+    """A crashed run is handed to the deployment `restart`."""
+    return Automation(
+        name="attune: restart",
+        description="A crashed flow run is begun again, as often as its max_restarts says.",
+        trigger=EventTrigger(
+            posture=Posture.Reactive,
+            expect={"prefect.flow-run.Crashed"},
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            for_each={"prefect.resource.id"},
+            threshold=1,
+        ),
+        actions=[
+            RunDeployment(
+                source="selected",
+                deployment_id=deployment,
+                parameters={"flow_run_id": {"__prefect_kind": "jinja", "template": "{{ flow_run.id }}"}},
+            )
+        ],
+    )
+
+
+def _keep(automation: Automation) -> None:
+    """Make an automation, or bring the one of that name up to date."""
+    try:
+        known = Automation.read(name=automation.name)
+    except ValueError:
+        automation.create()
+        return
+    automation.id = known.id
+    automation.update()
