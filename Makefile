@@ -1,4 +1,4 @@
-.PHONY: bench-data bench-training help setup pipeline base-model quickstart-data test test-slow lint check
+.PHONY: bench-data bench-training help setup pipeline server deploy worker gpu-worker base-model quickstart-data test test-slow lint check
 PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/quickstart.yaml
@@ -18,6 +18,18 @@ setup: .venv/.installed  ## .venv with everything, from constraints.txt; does no
 
 pipeline: setup  ## run the pipeline: make pipeline CONFIG=configs/dolly.yaml
 	@$(BIN)/attune run $(CONFIG)
+
+server: setup  ## the Prefect server and its UI, on loopback: make server DATABASE=postgresql+asyncpg://…
+	@$(BIN)/attune server --database '$(DATABASE)'
+
+deploy: setup  ## register work pools, deployments and automations at the server; again changes nothing
+	@$(BIN)/attune deploy
+
+worker: setup  ## a worker that runs pipelines in this folder
+	@$(BIN)/attune worker
+
+gpu-worker: setup  ## a worker that trains for pipelines with fine_tune.runs_on=gpu
+	@$(BIN)/attune worker --pool gpu
 
 check: setup  ## look at a config and its first rows without running anything
 	@$(BIN)/attune check $(CONFIG)

@@ -9,7 +9,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -64,9 +64,9 @@ def looked_at() -> bool:
 
 def run_name() -> str:
     """The name of the flow run that begins: config and UTC time, such as quickstart-2026-11-22-1437."""
-    config = runtime.flow_run.parameters.get("config")
-    name = config.get("name", "pipeline") if isinstance(config, dict) else config.name
-    return f"{name}-{time.strftime('%Y-%m-%d-%H%M', time.gmtime())}"
+    given = runtime.flow_run.parameters.get("config")  # not checked yet, where a form gave it
+    name = given.get("name") if isinstance(given, dict) else getattr(given, "name", None)
+    return f"{name if isinstance(name, str) else 'pipeline'}-{time.strftime('%Y-%m-%d-%H%M', time.gmtime())}"
 
 
 def tags(config: PipelineConfig) -> list[str]:
@@ -132,7 +132,8 @@ def _facts(stage: StageRecord) -> list[list[str]]:
     """The table of a stage; its seconds and memory are those of when it ran."""
     return [
         [stage.stage, ""],
-        ["cache", "cached" if stage.cached else f"ran: {stage.why}"],
+        ["cache", "cached" if stage.cached else "ran"],
+        ["why", stage.why],
         ["rows in", f"{stage.rows_in:,}"],
         ["rows kept", f"{stage.rows_kept:,}"],
         *([f"rejected: {reason}", f"{number:,}"] for reason, number in ranked(stage.rejected).items()),
@@ -147,8 +148,8 @@ def _drawn(record: RunRecord, name: str, folder: Path) -> dict[str, str]:
     from tasks import pictures
 
     drawn = {}
-    if name in STAGES:
-        drawn[ROWS] = pictures.funnel(summed(funnel(record).values()))
+    if name in STAGES and (steps := summed(funnel(record).values())):
+        drawn[ROWS] = pictures.funnel(steps)
     if name == "format":
         drawn["Lengths of the examples"] = pictures.lengths(pictures.token_lengths(folder))
     if name == "fine_tune":
@@ -161,26 +162,30 @@ def _drawn(record: RunRecord, name: str, folder: Path) -> dict[str, str]:
 # A training while it goes on
 
 
-def training_shown(stage: str, config: PipelineConfig) -> AbstractContextManager[None]:
+@contextmanager
+def training_shown(stage: str, config: PipelineConfig) -> Iterator[None]:
     """Inside, fine_tune has a page with its progress for each system that it trains.
 
     With fine_tune.processes > 1 it trains in processes that know of no run: then there is none, and a line says so.
     """
     if stage != "fine_tune" or not looked_at():
-        return nullcontext()
+        yield
+        return
     if config.fine_tune.processes > 1:
         log.info("fine_tune: trains in processes of its own, so its progress stands in the log only")
-        return nullcontext()
+        yield
+        return
     from tasks.training_log import told_to
 
-    return told_to(_ProgressPages(config.name))
+    with _client(UPDATE_SECONDS) as client, told_to(_ProgressPages(config.name, client)):
+        yield
 
 
 class _ProgressPages:
     """Writes the progress of each system; sparing with the server, and with the time of the training."""
 
-    def __init__(self, run: str) -> None:
-        self.run = run
+    def __init__(self, run: str, client: SyncPrefectClient) -> None:
+        self.run, self.client = run, client
         self.pages: dict[str, UUID] = {}
         self.due = 0.0
 
@@ -188,21 +193,21 @@ class _ProgressPages:
         if progress.step < progress.steps and time.monotonic() < self.due:
             return
         self.due = time.monotonic() + PAUSE_SECONDS
-        with _forgiven("the progress of the training"), _client(UPDATE_SECONDS) as client:
-            self._write(client, progress)
+        with _forgiven("the progress of the training"):
+            self._write(progress)
             self.due = time.monotonic() + UPDATE_SECONDS
 
-    def _write(self, client: SyncPrefectClient, progress: "Progress") -> None:
+    def _write(self, progress: "Progress") -> None:
         done, told = 100 * progress.step / progress.steps, _words(progress)
         if page := self.pages.get(progress.system):
-            client.update_artifact(page, ArtifactUpdate(data=done, description=told))
+            self.client.update_artifact(page, ArtifactUpdate(data=done, description=told))
             return
         task_run, flow_run = get_task_and_flow_run_ids()
         key = _key(self.run, f"training-{progress.system}")
-        page = ArtifactCreate(
+        new = ArtifactCreate(
             key=key, type="progress", data=done, description=told, flow_run_id=flow_run, task_run_id=task_run
         )
-        self.pages[progress.system] = client.create_artifact(page).id
+        self.pages[progress.system] = self.client.create_artifact(new).id
 
 
 def _words(progress: "Progress") -> str:

@@ -75,23 +75,29 @@ def run(
     """Run the pipeline; stages whose inputs, settings and code are unchanged are cached."""
     settings = load(config, overrides)
     store = open_store(settings)
+    with store.in_use():
+        show(_run(settings, store, explain=explain))
+
+
+def _run(settings: PipelineConfig, store: ArtifactStore, *, explain: bool) -> Path:
+    """The folder of the run's record."""
     try:
         steps = plan(settings, store)
+        cached = all(step.manifest for step in steps) and _are_here(store, steps)
     except AttuneError as error:
         _new_folder(settings).end(str(error))
         raise
     if explain:
         console.print(plan_table(steps))
-    if all(step.manifest for step in steps) and _are_here(store, steps):
-        record = _record_cached(settings, store, steps)
-    else:
-        log.info("starting Prefect")
-        from flows.connection import connected
+    if cached:
+        return _record_cached(settings, store, steps)
+    log.info("starting Prefect")
+    from flows.connection import connected
+
+    with connected():
         from flows.pipeline import pipeline
 
-        with connected():
-            record = Path(pipeline(settings))
-    show(record)
+        return Path(pipeline(settings))
 
 
 @app.command()
@@ -152,9 +158,10 @@ def sweep(config: ConfigPath, overrides: Overrides = None) -> None:
     else:
         log.info("starting Prefect")
         from flows.connection import connected
-        from flows.sweep import sweep as flow
 
         with connected():
+            from flows.sweep import sweep as flow
+
             flow(settings)
     console.print(table(settings, search.ended(settings, home)))
     console.print(f"best     {home / 'best.yaml'}\nreport   {home / 'report.md'}", markup=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """The way to a Prefect server: the configured one, or one of this process's own; and what is done when it is gone."""
 
 import atexit
+import gc
 import logging
 import os
 import socket
@@ -18,7 +19,7 @@ import flows.prefect_settings  # noqa: F401  (Prefect reads its settings when it
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.context import refresh_global_settings_context
-from prefect.exceptions import Abort
+from prefect.exceptions import Abort, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from tasks.errors import AttuneError
@@ -65,24 +66,40 @@ def connected() -> Iterator[None]:
     Raises ServerGoneError when it is not there or goes away, Interrupted after SIGTERM, and what is raised inside.
     """
     url = require_server() if PREFECT_API_URL.value() else _start_server()
-    threading.Thread(target=_end_when_gone, args=(url,), daemon=True).start()
-    for name in ("prefect.flow_runs", "prefect.task_runs"):  # to the server; the terminal hears of a failure once
-        logging.getLogger(name).propagate = False
+    atexit.register(gc.freeze)  # else the interpreter looks for cycles among all that torch made: 2 to 4 s at exit
+    _watch(url)
+    _quiet()
     try:
         with on_sigterm():  # Prefect hands the signal on once it has noted that the run was ended
             yield
     except KeyboardInterrupt:
         print("attune: interrupted; run the same command again and it goes on from where it was", file=sys.stderr)
         raise
-    except httpx.TransportError as error:
-        raise _gone(url, _in_words(error)) from None
-    except (httpx.HTTPStatusError, Abort) as error:
+    except httpx.TransportError:
+        if trouble := _trouble():  # else it was another server, of a source or a model
+            raise _gone(url, trouble) from None
+        raise
+    except (PrefectHTTPStatusError, Abort) as error:
         raise ServerGoneError(f"the Prefect server at {url} refused: {error}; what was done is kept") from None
+
+
+def _quiet() -> None:
+    """The terminal hears of a failure once, from attune; Prefect tells of it in the run's logs at the server."""
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).propagate = False
+    for name in ("prefect.events", "prefect._internal"):  # each event that could not be sent
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.raiseExceptions = False  # lines that could not be sent
 
 
 @contextmanager
 def at_work() -> Iterator[None]:
-    """Inside, this process has work to do that needs no server, so its absence does not end it."""
+    """Inside, this process has work to do that needs no server, so its absence does not end it.
+
+    Afterwards it may, also in a process that a worker started for this run alone.
+    """
+    if (url := PREFECT_API_URL.value()) and os.environ.get("PREFECT__FLOW_RUN_ID"):
+        _watch(url)
     _working.set()
     try:
         yield
@@ -125,6 +142,10 @@ def _gone(url: str, trouble: str) -> ServerGoneError:
     )
 
 
+def _watch(url: str) -> None:
+    threading.Thread(target=_end_when_gone, args=(url,), daemon=True).start()
+
+
 def _end_when_gone(url: str) -> None:
     """End this process when the server has been silent for long and there is nothing left to do but to tell it.
 
@@ -142,9 +163,8 @@ def _end_when_gone(url: str) -> None:
 
 def _start_server() -> str:
     """Start a server for this process on a free port of loopback; returns its URL once it answers."""
-    home = Path(os.environ["PREFECT_HOME"])
-    home.mkdir(parents=True, exist_ok=True)
-    with socket.create_server(("127.0.0.1", 0)) as door, (home / "temporary-server.log").open("ab") as said:
+    log_file = Path(os.environ["PREFECT_HOME"]) / "temporary-server.log"
+    with socket.create_server(("127.0.0.1", 0)) as door, log_file.open("ab") as said:
         command = [sys.executable, "-m", "flows.temporary_server", str(door.fileno()), str(os.getpid())]
         own = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
         own |= {"PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "0", "PYTHONPATH": str(ROOT)}
@@ -162,7 +182,7 @@ def _start_server() -> str:
     try:
         httpx.get(f"{url}/health", timeout=START_SECONDS).raise_for_status()
     except httpx.HTTPError as error:
-        raise AttuneError(f"Prefect's temporary server did not start ({error!r}); see {said.name}") from None
+        raise AttuneError(f"Prefect's temporary server did not start ({error!r}); see {log_file}") from None
     os.environ["PREFECT_API_URL"] = url
     refresh_global_settings_context()
     return url

@@ -17,6 +17,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import StateType
 from prefect.workers.process import ProcessWorker
 
+from flows.notify import notification_automation
 from flows.services import HEARTBEAT_SECONDS
 from tasks.config_file import load
 from tasks.errors import AttuneError
@@ -42,8 +43,6 @@ def deploy(gpus: int, notify: str) -> list[str]:
         restart = client.read_deployment_by_name("restart/restart")
         automations = [_crashed(), _restart(restart.id)]
         if notify:
-            from flows.connection import notification_automation
-
             automations.append(notification_automation(notify))
         for automation in automations:
             _keep(automation)
@@ -120,11 +119,12 @@ def _restart(deployment: Any) -> Automation:
 
 
 def _keep(automation: Automation) -> None:
-    """Make an automation, or bring the one of that name up to date."""
+    """Make an automation, or bring the one of that name up to date; an equal one keeps what it has counted."""
     try:
         known = Automation.read(name=automation.name)
     except ValueError:
         automation.create()
         return
-    automation.id = known.id
-    automation.update()
+    if known.model_dump(exclude={"id"}) != automation.model_dump(exclude={"id"}):
+        automation.id = known.id
+        automation.update()

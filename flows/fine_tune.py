@@ -4,6 +4,7 @@ from typing import Any
 
 from prefect import State, flow
 
+from flows.connection import at_work
 from flows.runtime import Run
 from tasks.config import PipelineConfig
 from tasks.errors import TrainingError
@@ -20,7 +21,7 @@ def fine_tune(config: PipelineConfig, inputs: dict[str, dict[str, str]], parts: 
     fails and says what differs, since what it would make is not what was asked for.
     """
     stage = STAGES["fine_tune"]
-    with Run(config.model_copy(update={"runs": f"{config.runs}/fine-tune"})) as run:
+    with at_work(), Run(config.model_copy(update={"runs": f"{config.runs}/fine-tune"})) as run:
         refs = {name: ArtifactRef(**ref) for name, ref in inputs.items()}
         here = look_up(stage, config, refs, run.store)
         if other := differences(parts, here.parts):

@@ -9,6 +9,7 @@ from uuid import UUID
 import flows.prefect_settings  # noqa: F401  (Prefect reads its settings when it is first imported)
 
 # isort: split
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import LogFilter
 from prefect.client.schemas.objects import FlowRun
@@ -18,6 +19,7 @@ from prefect.exceptions import ObjectNotFound, TerminationSignal
 from prefect.runtime import flow_run
 from prefect.states import Cancelling
 
+from flows.connection import wait_for_server
 from flows.recovery import begin_again
 from tasks.config import PipelineConfig
 from tasks.errors import AttuneError, TrainingError
@@ -67,8 +69,12 @@ def _wait(client: SyncPrefectClient, run_id: UUID) -> FlowRun:
     """The run once it has ended; what it logs is told here too, and after a crash it is begun again."""
     seen, begun = 0, time.monotonic()
     while True:
-        run = client.read_flow_run(run_id)
-        seen += _hand_on_logs(client, run_id, seen)
+        try:
+            run = client.read_flow_run(run_id)
+            seen += _hand_on_logs(client, run_id, seen)
+        except httpx.TransportError:
+            wait_for_server()
+            continue
         if run.state and run.state.is_crashed():
             told, again = run.state.message, begin_again(client, run)
             log.warning("fine_tune: run %s crashed: %s; %s", run.name, told, again)

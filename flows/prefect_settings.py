@@ -4,6 +4,7 @@ A value that the environment has already stays; processes that are started from 
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 DEFAULTS = {
@@ -23,3 +24,5 @@ DEFAULTS = {
 
 for name, value in DEFAULTS.items():
     os.environ.setdefault(name, value)
+with suppress(OSError):  # Prefect makes no folder but the last, and says so where it cannot
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,8 @@ from prefect.states import AwaitingRetry, Completed, Crashed
 
 log = logging.getLogger("attune")
 
+WORKER_PID = "ATTUNE_WORKER_PID"
+"""Environment variable of the processes that a worker starts."""
 _UNENDED = ("PENDING", "RUNNING", "CANCELLING")
 
 
@@ -84,7 +86,7 @@ def end_with_worker() -> None:
 
     Without its worker a run could be neither cancelled nor limited, and a restarted one would race with it.
     """
-    if os.environ.get("PREFECT__FLOW_RUN_ID"):
+    if worker := os.environ.get(WORKER_PID):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() == 1:  # it died before
+        if os.getppid() != int(worker):  # it died before
             os.kill(os.getpid(), signal.SIGTERM)

@@ -18,6 +18,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.states import Completed, Crashed, Failed
 
 from flows import artifacts, connection, gpu, recovery
+from flows.secrets import load_secrets
 from tasks import base_model, contract, engine
 from tasks.config import PipelineConfig
 from tasks.data_report import write_data_report
@@ -45,6 +46,7 @@ class Run:
 
     def __init__(self, config: PipelineConfig) -> None:
         recovery.end_with_worker()
+        load_secrets(config.secrets)
         self.config = config
         self.store = open_store(config)
         self.folder = RunFolder(config.runs, config.name, config.model_dump(mode="json"))

@@ -52,11 +52,15 @@ def start_worker(pool: str, limit: int | None) -> NoReturn:
 
     First it ends what an earlier worker of this machine left unended.
     """
-    from flows.recovery import reconcile, worker_name
+    from flows.recovery import WORKER_PID, reconcile, worker_name
 
     for name in reconcile(pool):
         print(f"marked as crashed, its process is gone: {name}", flush=True)
-    own = {"ATTUNE_HOME": str(Path.cwd()), "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
+    own = {
+        "ATTUNE_HOME": str(Path.cwd()),
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+        WORKER_PID: str(os.getpid()),  # it stays the same
+    }
     print(f"worker of the pool {pool} at {os.environ['PREFECT_API_URL']}", flush=True)
     at_a_time = ["--limit", str(limit)] if limit else []
     name = worker_name(pool)

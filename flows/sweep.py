@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from prefect import State, flow
 from prefect.states import Completed, Failed
 
+from flows.connection import at_work
 from flows.pipeline import clean, collect, fine_tune, format, split
 from flows.runtime import Run
 from tasks import sweep as search
@@ -32,7 +33,7 @@ def sweep(config: PipelineConfig) -> State[str]:
 def train(config: PipelineConfig, watcher: search.Watcher) -> search.Outcome:
     """One trial, in this process; raises what ended its training.  Test is not looked at: no evaluate, no export."""
     here = config.model_copy(update={"fine_tune": config.fine_tune.model_copy(update={"runs_on": "here"})})
-    with _quiet(), watched_by(watcher), Run(here) as run:
+    with _quiet(), watched_by(watcher), at_work(), Run(here) as run:
         formatted = format(run, split(run, clean(run, collect(run))))
         fine_tune(run, formatted)
     if isinstance(run.failure, (search.Pruned, *search.TRIAL_FAILURES)):

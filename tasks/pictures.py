@@ -25,6 +25,9 @@ KEPT, LOST = COLOURS["tuned"], COLOURS["scratch"]
 REASONS = 3
 """Reasons that stand beside a stage's bar; its table has all of them."""
 
+REASON_CHARS = 90
+"""What has room under a bar."""
+
 COUNTED_ROWS = 100_000
 """Rows of each split whose lengths are drawn."""
 
@@ -56,7 +59,8 @@ def _draw_funnel(axes: Axes, steps: Sequence[Step]) -> None:
 def _reasons(step: Step) -> str:
     more = len(step.lost) - REASONS
     shown = [f"{name} {rows(number)}" for name, number in islice(step.lost.items(), REASONS)]
-    return ", ".join([*shown, f"and {more} more reasons"] if more > 1 else shown)
+    text = ", ".join([*shown, f"and {more} more"] if more > 0 else shown)
+    return text if len(text) <= REASON_CHARS else text[:REASON_CHARS] + "…"
 
 
 def lengths(tokens: Mapping[str, np.ndarray]) -> str:

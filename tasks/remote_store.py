@@ -43,7 +43,6 @@ OPTIONS: dict[str, Any] = {
     },
     "max_concurrency": 1,  # pieces of a file at a time; each is at most 100 MB and held in memory
     "use_listings_cache": False,
-    "skip_instance_cache": True,
 }
 """A server that accepts and never answers is given up after 2 tries of botocore in each of 2 of s3fs: 40 s."""
 TRIES = 2

@@ -38,7 +38,7 @@ def report(record: RunRecord, pictures: Mapping[str, str], more: Sequence[str]) 
     if record.error:
         lines += ["## What failed", "", escaped(record.error), ""]
     lines += ["## Stages", "", *markdown(_stage_rows(record)), ""]
-    lines += [*_token_lines(record), ""]
+    lines += [*(f"- {line}" for line in _token_lines(record)), ""]
     if ROWS in pictures:
         lines += [f"## {ROWS}", "", f"![Rows that each stage kept]({pictures[ROWS]})", ""]
     if LOSSES in pictures:

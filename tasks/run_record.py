@@ -13,7 +13,6 @@ from tasks.disk import write_whole
 from tasks.layout import CURVES
 from tasks.store import ArtifactRef, Manifest
 
-
 SHOWN = ("fine_tune", "export")
 """Stages of whose artifacts a run keeps something: the loss curves, and the link to the model."""
 

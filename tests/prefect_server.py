@@ -43,7 +43,7 @@ def environment(folder: Path, url: str) -> dict[str, str]:
 
 @contextmanager
 def served_pipeline(folder: Path, url: str, config: dict[str, Any], name: str = "tiny") -> Iterator[None]:
-    """Inside, the deployment `pipeline/<name>` has `config` in its form, and a process here runs what is started."""
+    """Inside, the deployment `pipeline/<name>` has `config` in its form, and runs go on in `folder`."""
     told = json.dumps({"name": name, "parameters": {"config": config}, "pause_on_shutdown": False})
     command = [sys.executable, "-c", SERVE, told]
     env = environment(folder, url) | {"PREFECT_RUNNER_POLL_FREQUENCY": "1"}
@@ -54,10 +54,10 @@ def served_pipeline(folder: Path, url: str, config: dict[str, Any], name: str = 
 
 @contextmanager
 def running(command: list[str], log: Path, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in the root of the project that is ended at the end, whatever it is doing by then."""
+    """A process, in the folder of its log, that is ended at the end, whatever it is doing by then."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
-        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=log.parent, env=env, stdout=out, stderr=subprocess.STDOUT)
         try:
             yield process
         finally:

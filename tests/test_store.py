@@ -14,7 +14,7 @@ from store_process import CONTENT, described, publish
 
 from tasks.disk import digest_file
 from tasks.errors import LedgerError
-from tasks.store import ArtifactRef, ArtifactStore, Manifest
+from tasks.store import ArtifactStore, reference
 
 FIRST, SECOND = sorted(CONTENT)
 
@@ -22,10 +22,6 @@ FIRST, SECOND = sorted(CONTENT)
 @pytest.fixture
 def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(tmp_path / "artifacts")
-
-
-def reference(manifest: Manifest) -> ArtifactRef:
-    return ArtifactRef(manifest.stage, manifest.key, manifest.digest)
 
 
 def quarantined(store: ArtifactStore) -> int:
@@ -81,6 +77,7 @@ DAMAGES = {
     "manifest with a wrong type": in_manifest(lambda manifest: manifest.update(rows_in="3")),
     "manifest with an unknown key": in_manifest(lambda manifest: manifest.update(surprise=1)),
     "manifest with another digest": in_manifest(lambda manifest: manifest.update(digest="0" * 64)),
+    "manifest that leads out": in_manifest(lambda manifest: manifest["files"][1].update(path="examples/../../out")),
     "manifest without one of its files": in_manifest(lambda manifest: manifest["files"].pop(0)),
     "file missing": lambda folder: (folder / FIRST).unlink(),
     "file empty": lambda folder: os.truncate(folder / FIRST, 0),
@@ -220,6 +217,16 @@ def test_unreadable_artifacts_are_passed_over_in_lists_but_still_shown_to_who_ve
     (store.root / "clean" / "broken" / "manifest.json").write_text("{")
     assert list(store.manifests()) == [published]
     assert store.folders() == [store.root / "clean" / "broken", store.root / "clean" / "key"]
+
+
+def test_an_audit_reads_every_byte_of_every_artifact(store):
+    publish(store, "one")
+    path = store.path(reference(publish(store, "two"))) / SECOND
+    before = path.stat()
+    flip_bit(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert list(store.audit()) == [True, False]
+    assert list(store.audit()) == [True]
 
 
 def test_all_is_on_disk_before_it_becomes_visible(store, monkeypatch):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from store_process import CONTENT, KEYS, described, publish
 
-from tasks.store import ArtifactRef, ArtifactStore, Manifest
+from tasks.store import ArtifactStore, Manifest, locked, reference
 
 PROCESS = Path(__file__).with_name("store_process.py")
 
@@ -40,10 +40,6 @@ def race(verb: str, root: Path, racers: int) -> list[list[str]]:
         said = [racer.communicate() for racer in running]
     assert [racer.returncode for racer in running] == [0] * racers, said
     return [out.splitlines() for out, _ in said]
-
-
-def reference(manifest: Manifest) -> ArtifactRef:
-    return ArtifactRef(manifest.stage, manifest.key, manifest.digest)
 
 
 def test_processes_that_commit_the_same_key_agree_on_one_artifact(tmp_path):
@@ -82,6 +78,22 @@ def lock_is_free(path: Path) -> bool:
         except BlockingIOError:
             return False
         return True
+
+
+def test_a_lock_whose_file_was_removed_while_one_waited_is_taken_anew(tmp_path, monkeypatch):
+    """Otherwise two would hold a lock of one name: who waited for the old file, and who made a new one."""
+    flock, path = fcntl.flock, tmp_path / "lock"
+    removals = [path.unlink]
+
+    def late(file: int, how: int) -> None:
+        flock(file, how)
+        if removals:
+            removals.pop()()
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(path, fcntl.LOCK_EX):
+        assert not lock_is_free(path)
+    assert lock_is_free(path)
 
 
 def test_processes_that_find_the_same_damage_quarantine_it_once(tmp_path):

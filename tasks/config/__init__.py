@@ -56,6 +56,7 @@ __all__ = [
 ]
 
 
+_SECRET = re.compile(r"[A-Za-z_][A-Za-z0-9_]*:[a-z0-9][a-z0-9-]*")
 _BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]+(/(?!\.{1,2}(/|$))[\w.=-]+)*/?", re.ASCII)
 
 
@@ -87,6 +88,9 @@ class PipelineConfig(Section):
     sweep: Annotated[SweepConfig, AfterValidator(allowed_in)] = Field(
         SweepConfig(), description="The search of `attune sweep`; a run does not use it."
     )
+    secrets: dict[str, str] = Field(
+        {}, description="Environment variable -> Prefect Secret block that it is loaded from when it is not set."
+    )
     max_restarts: int = Field(
         2, ge=0, description="How often a deployed run that crashed is begun again; it goes on from where it was."
     )
@@ -103,6 +107,16 @@ class PipelineConfig(Section):
             raise ValueError(
                 "store: is a folder or s3://bucket/prefix (letters, digits and . _ - = /), without a user, a password "
                 "or a query; endpoint and keys come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _secrets_by_name(self) -> Self:
+        """Checked here for the same reason."""
+        if wrong := [name for name, block in self.secrets.items() if not _SECRET.fullmatch(f"{name}:{block}")]:
+            raise ValueError(
+                f"secrets.{wrong[0]}: takes the name of a Secret block (lower case, digits, dashes), not the secret; "
+                "its key is the name of an environment variable"
             )
         return self
 

@@ -44,8 +44,6 @@ class SourceConfig(Section):
             "working directory, or a URL that fsspec opens, such as s3://bucket/folder."
         ),
     )
-    hub: HubDataset | None = Field(None, description="Instead of path: a dataset on the Hugging Face Hub.")
-    name: str = Field("", description="Name in artifacts and reports; empty: the last part of the path.")
     format: Literal[
         "auto",
         "alpaca",
@@ -60,11 +58,6 @@ class SourceConfig(Section):
         "auto",
         description="Shape of a row; auto looks at the field names of all rows and refuses to guess between two.",
     )
-    fields: FieldMap | None = Field(None, description="With format: fields, which field of a row holds what.")
-    task: str = Field("", description="Task of the rows that name none; empty: the source's name.")
-    split: Literal["auto", "train", "validation", "test"] = Field(
-        "auto", description="Split of all its rows; auto: by the hash of each row's group."
-    )
     limit: int | None = Field(None, ge=1, description="Read at most this many rows; empty: all.")
     weight: float | None = Field(
         None,
@@ -74,6 +67,15 @@ class SourceConfig(Section):
             "proportions are kept, none twice, after max_per_task; empty: all rows, outside the mix."
         ),
     )
+    name: str = Field("", description="Name in artifacts and reports; empty: the last part of the path.")
+    task: str = Field("", description="Task of the rows that name none; empty: the source's name.")
+    split: Literal["auto", "train", "validation", "test"] = Field(
+        "auto", description="Split of all its rows; auto: by the hash of each row's group."
+    )
+    fields: FieldMap | None = Field(
+        None, title="Fields", description="With format: fields, which field of a row holds what."
+    )
+    hub: HubDataset | None = Field(None, title="Hub", description="Instead of path: a dataset on the Hugging Face Hub.")
 
     @model_validator(mode="after")
     def _fields_go_with_their_format(self) -> Self:
@@ -161,7 +163,7 @@ class RepairConfig(Chosen):
 
     registry = REPAIRS
 
-    name: str = Field(description=f"One of: {', '.join(REPAIRS.names())}.")
+    name: str = Field(description="Its name.", json_schema_extra={"enum": REPAIRS.names()})
 
 
 class FilterConfig(Chosen):
@@ -169,7 +171,9 @@ class FilterConfig(Chosen):
 
     registry = FILTERS
 
-    name: str = Field(description=f"One of: {', '.join(FILTERS.names())}.")
+    name: str = Field(
+        description="Its name, and the reason of the rows that it rejects.", json_schema_extra={"enum": FILTERS.names()}
+    )
 
 
 Policy = Literal["keep_first", "keep_longest", "drop_all", "keep_all"]
@@ -212,16 +216,6 @@ class DecontaminateConfig(Section):
 class CleanConfig(Section):
     """Repair what can be repaired, and drop the rows that would teach the model something wrong."""
 
-    repairs: list[RepairConfig] = Field(
-        [
-            RepairConfig(name="fix_text"),
-            RepairConfig(name="normalise_newlines"),
-            RepairConfig(name="remove_control_characters"),
-            RepairConfig(name="remove_invisible"),
-            RepairConfig(name="drop_placeholder"),
-        ],
-        description="Changes of the text, in order, before any filter looks at it; they are counted.",
-    )
     filters: list[FilterConfig] = Field(
         [
             FilterConfig(name="empty"),
@@ -233,18 +227,32 @@ class CleanConfig(Section):
         ],
         description="Filters in order; a row is rejected with the name of the first one that it fails.",
     )
-    decontaminate: DecontaminateConfig = Field(DecontaminateConfig(), description="Benchmarks to keep out of the data.")
     duplicates: Policy = Field(
         "keep_first",
         description="Rows whose whole content is equal after Unicode and space normalisation: which stay.",
     )
-    conflicts: Policy = Field("keep_all", description="Rows with the same prompt and different answers: which stay.")
     near_duplicates: NearDuplicatesConfig = Field(NearDuplicatesConfig(), description="Rows that are nearly the same.")
+    conflicts: Policy = Field("keep_all", description="Rows with the same prompt and different answers: which stay.")
+    decontaminate: DecontaminateConfig = Field(DecontaminateConfig(), description="Benchmarks to keep out of the data.")
+    repairs: list[RepairConfig] = Field(
+        [
+            RepairConfig(name="fix_text"),
+            RepairConfig(name="normalise_newlines"),
+            RepairConfig(name="remove_control_characters"),
+            RepairConfig(name="remove_invisible"),
+            RepairConfig(name="drop_placeholder"),
+        ],
+        description="Changes of the text, in order, before any filter looks at it; they are counted.",
+    )
 
 
 class SplitConfig(Section):
     """Divide the examples by a hash of their group."""
 
+    validation: float = Field(0.05, ge=0, lt=1, description="Share of the groups that goes to validation.")
+    test: float = Field(
+        0.05, ge=0, lt=1, description="Share of the groups that goes to test, beside sources bound to it."
+    )
     method: Literal["random", "stratified", "grouped", "unseen_instructions"] = Field(
         "grouped",
         description=(
@@ -254,6 +262,7 @@ class SplitConfig(Section):
         ),
     )
     stratify_by: Literal["task", "label"] = Field("task", description="With stratified: what makes a stratum.")
+    seed: int = Field(0, ge=0, description="Another seed gives another division.")
     similarity: Similarity = Field(
         Similarity(threshold=0.7), description="When two texts are nearly the same, for grouped and for the leak."
     )
@@ -263,11 +272,6 @@ class SplitConfig(Section):
         le=1,
         description="Stop when more than this share of validation or test is found again, or nearly, in train.",
     )
-    validation: float = Field(0.05, ge=0, lt=1, description="Share of the groups that goes to validation.")
-    test: float = Field(
-        0.05, ge=0, lt=1, description="Share of the groups that goes to test, beside sources bound to it."
-    )
-    seed: int = Field(0, ge=0, description="Another seed gives another division.")
 
     @model_validator(mode="after")
     def _train_gets_something(self) -> Self:

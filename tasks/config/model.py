@@ -1,6 +1,6 @@
 """Sections of the model stages: the base model, format, fine_tune, evaluate, export."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -46,7 +46,9 @@ class FormatConfig(Section):
     """Render and tokenise the examples."""
 
     template: str = Field(
-        "auto", description=f"Chat template: auto (the tokenizer's own, else what suits it) or {', '.join(TEMPLATES)}."
+        "auto",
+        description="Chat template; auto: the tokenizer's own, else what suits it.",
+        json_schema_extra={"enum": ["auto", *TEMPLATES]},
     )
     max_seq_length: int = Field(512, ge=8, description="Longest example and packed row, in tokens; see truncation.")
     packing: bool = Field(
@@ -88,31 +90,40 @@ class LoraConfig(Section):
 class FineTuneConfig(Section):
     """Tune the base model on the formatted examples."""
 
-    runs_on: Literal["here", "gpu"] = Field(
-        "here", description="here: in the process of the run; gpu: on a worker of the work pool gpu."
-    )
-    method: Literal["full", "lora", "dora", "qlora"] = Field(
-        "full", description="Train all weights, or an adapter; qlora: on a base of 4 bits, which needs CUDA."
-    )
     learning_rate: float = Field(2e-4, gt=0, le=1, description="Peak learning rate.")
     epochs: float = Field(3.0, gt=0, description="Passes over the training split.")
-    max_steps: int = Field(0, ge=0, description="Stop after this many optimizer steps; 0: no limit but epochs.")
     per_device_batch_size: int = Field(
         8, ge=1, description="Rows (packed rows with packing) per forward pass and device; halved when memory runs out."
     )
     gradient_accumulation_steps: int = Field(1, ge=1, description="Forward passes per optimizer step.")
-    lora: LoraConfig = Field(LoraConfig(), description="The adapter, with lora, dora and qlora.")
+    max_steps: int = Field(0, ge=0, description="Stop after this many optimizer steps; 0: no limit but epochs.")
+    method: Literal["full", "lora", "dora", "qlora"] = Field(
+        "full", description="Train all weights, or an adapter; qlora: on a base of 4 bits, which needs CUDA."
+    )
+    runs_on: Literal["here", "gpu"] = Field(
+        "here", description="here: in the process of the run; gpu: on a worker of the work pool gpu."
+    )
+    scratch_control: bool = Field(
+        False,
+        description="Also tune a randomly initialised copy, to show what pre-training contributed.",
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Arithmetic of the forward pass; auto: bf16 where a short measurement finds it faster."
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: less memory, about a third slower."
+    )
     optimizer: Literal["adamw", "adam", "sgd", "adafactor", "adamw_8bit"] = Field(
         "adamw", description="adamw_8bit needs bitsandbytes and CUDA."
-    )
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
-    weight_decay: float = Field(0.0, ge=0, description="Weight decay; decoupled in adamw, adamw_8bit and adafactor.")
-    warmup_ratio: float = Field(
-        0.05, ge=0, lt=1, description="Share of the steps in which the learning rate rises from 0."
     )
     lr_scheduler: Literal["linear", "cosine", "constant"] = Field(
         "cosine", description="Learning rate after the warm-up."
     )
+    warmup_ratio: float = Field(
+        0.05, ge=0, lt=1, description="Share of the steps in which the learning rate rises from 0."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay; decoupled in adamw, adamw_8bit and adafactor.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of the target spread evenly over the vocabulary, or over the labels."
@@ -120,15 +131,9 @@ class FineTuneConfig(Section):
     neftune_noise_alpha: float = Field(
         0.0, ge=0, description="Noise on the embeddings while training (NEFTune); 0: none, 5 is usual."
     )
-    gradient_checkpointing: bool = Field(
-        False, description="Compute activations again in the backward pass: less memory, about a third slower."
-    )
     attn_implementation: Literal["sdpa", "flex_attention"] = Field(
         "sdpa",
         description="Attention kernel; flex_attention skips what packed documents do not see of each other, on CUDA.",
-    )
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="Arithmetic of the forward pass; auto: bf16 where a short measurement finds it faster."
     )
     evals_per_epoch: int = Field(2, ge=1, description="Validations, each with a checkpoint, per epoch.")
     validation_max_rows: int | None = Field(
@@ -136,17 +141,14 @@ class FineTuneConfig(Section):
     )
     metric_for_best_model: str = Field(
         "loss",
-        description=f"What of the validation decides which checkpoint is kept: loss, or one of {', '.join(METRICS)}.",
+        description="What of the validation decides which checkpoint is kept: loss, or a metric.",
+        json_schema_extra={"enum": ["loss", *METRICS]},
     )
     early_stopping_patience: int = Field(
         3, ge=0, description="Stop after this many validations without improvement; 0: never."
     )
     early_stopping_threshold: float = Field(
         0.0, ge=0, description="Least change of metric_for_best_model that counts as improvement."
-    )
-    scratch_control: bool = Field(
-        False,
-        description="Also tune a randomly initialised copy, to show what pre-training contributed.",
     )
     processes: int = Field(1, ge=1, description="Training processes; more than one run under accelerate launch.")
     accelerate: str = Field(
@@ -156,6 +158,7 @@ class FineTuneConfig(Section):
         [], description="Experiment trackers that are told of losses; each must be installed."
     )
     seed: int = Field(0, ge=0, description="Seed of data order, dropout and random initialisation.")
+    lora: LoraConfig = Field(LoraConfig(), description="The adapter, with lora, dora and qlora.")
 
     @field_validator("metric_for_best_model")
     @classmethod
@@ -168,10 +171,12 @@ class FineTuneConfig(Section):
 class EvaluateConfig(Section):
     """Ask base and tuned model for the answers of the test split."""
 
-    metrics: list[str] = Field([], description=f"Some of: {', '.join(METRICS)}; empty: those of the model family.")
+    metrics: list[Annotated[str, Field(json_schema_extra={"enum": list(METRICS)})]] = Field(
+        [], description="What the answers are scored with; empty: the metrics of the model family."
+    )
+    max_rows: int | None = Field(None, ge=1, description="Evaluate at most this many rows, chosen by hash; empty: all.")
     max_new_tokens: int = Field(128, ge=1, description="Longest answer, in tokens.")
     batch_size: int = Field(32, ge=1, description="Prompts answered at a time.")
-    max_rows: int | None = Field(None, ge=1, description="Evaluate at most this many rows, chosen by hash; empty: all.")
 
     @field_validator("metrics")
     @classmethod

@@ -1,0 +1,1 @@
+"""The fault matrix: each module holds the faults of one group; `python -m faults` runs them (`make faults`)."""
