@@ -1,4 +1,4 @@
-.PHONY: bench-data bench-training help setup pipeline server deploy worker gpu-worker base-model quickstart-data test test-slow lint check
+.PHONY: bench-data bench-training help setup pipeline server deploy worker gpu-worker base-model quickstart-data test test-slow faults lint check
 PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/quickstart.yaml
@@ -44,6 +44,9 @@ test: setup  ## every essential test
 
 test-slow: .venv/.installed-slow  ## the tests that take minutes: a browser, S3, a Ray cluster, killed runs
 	@$(BIN)/pytest -m slow
+
+faults: setup  ## provoke every fault of docs/faults.md, hours: make faults FAULTS='F13 F14 --tries-scale 0.1'
+	@PYTHONPATH=.:tests $(BIN)/python -m faults $(FAULTS)
 
 bench-data: setup  ## the data stages beside other libraries: make bench-data PEERS='--python datatrove=PATH'
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'

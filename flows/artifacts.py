@@ -83,7 +83,7 @@ def _tag(kind: str, text: str) -> str:
 def tag_run(config: PipelineConfig) -> None:
     """Give the flow run the tags of its config, beside those that it has."""
     if looked_at():
-        with _forgiven("the run's tags"), _client(WRITE_SECONDS) as client:
+        with _forgiven("the run's tags"), _client(WRITE_SECONDS, again=1) as client:
             run = FlowRunContext.get().flow_run
             client.update_flow_run(run.id, tags={*run.tags, *tags(config)})
 
@@ -120,7 +120,8 @@ def show_run(folder: RunFolder, pages: Mapping[str, str]) -> None:
         record = folder.record
         links = " · ".join(f"[{stage}]({address})" for stage, address in pages.items() if address)
         lying = {"report": "report.md", "data": "data.html"} | ({"model": "model"} if record.export else {})
-        more = [f"Stages: {links}", "", *(f"- {name}: `{folder.path / file}`" for name, file in lying.items()), ""]
+        more = [f"Stages: {links}", ""] if links else []
+        more += [*(f"- {name}: `{folder.path / file}`" for name, file in lying.items()), ""]
         ended = {stage.stage for stage in record.stages}
         pictures: dict[str, str] = {}
         for name in ended & {"collect", "fine_tune", "evaluate"}:
@@ -177,7 +178,7 @@ def training_shown(stage: str, config: PipelineConfig) -> Iterator[None]:
         return
     from tasks.training_log import told_to
 
-    with _client(UPDATE_SECONDS) as client, told_to(_ProgressPages(config.name, client)):
+    with _client(UPDATE_SECONDS, again=0) as client, told_to(_ProgressPages(config.name, client)):
         yield
 
 
@@ -232,7 +233,7 @@ def _write(record: RunRecord, name: str, lines: list[str], told: str, task_run: 
         flow_run_id=FlowRunContext.get().flow_run.id,
         task_run_id=task_run,
     )
-    with _client(WRITE_SECONDS) as client:
+    with _client(WRITE_SECONDS, again=1) as client:
         return f"{PREFECT_UI_URL.value()}/artifacts/artifact/{client.create_artifact(page).id}"
 
 
@@ -242,10 +243,10 @@ def _key(run: str, name: str) -> str:
 
 
 @contextmanager
-def _client(seconds: float) -> Iterator[SyncPrefectClient]:
-    """A client that gives up soon, where that of the flow would try for minutes."""
-    once = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
-    with once, get_client(httpx_settings={"timeout": seconds}, sync_client=True) as client:
+def _client(seconds: float, *, again: int) -> Iterator[SyncPrefectClient]:
+    """A client that gives up soon, where that of the flow would try for minutes; a busy SQLite is asked `again`."""
+    few = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: again})
+    with few, get_client(httpx_settings={"timeout": seconds}, sync_client=True) as client:
         yield client
 
 

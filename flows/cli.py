@@ -196,9 +196,10 @@ def gc(
     if found:
         console.print(table)
     total = sum(leftover.size_bytes for leftover in found)
-    console.print(f"{len(found)} things {'would go' if dry_run else 'went'}, {total:,} bytes")
+    console.print(f"{len(found)} {'would be removed' if dry_run else 'removed'}, {total:,} bytes")
     if "://" in settings.store:
-        console.print(f"copies on this machine only: what {settings.store} keeps is for the bucket's lifecycle rules")
+        kept = f"copies on this machine only: what {settings.store} keeps is for the bucket's lifecycle rules"
+        console.print(kept, soft_wrap=True)
 
 
 @app.command()

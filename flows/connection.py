@@ -80,7 +80,9 @@ def connected() -> Iterator[None]:
             raise _gone(url, trouble) from None
         raise
     except (PrefectHTTPStatusError, Abort) as error:
-        raise ServerGoneError(f"the Prefect server at {url} refused: {error}; what was done is kept") from None
+        raise ServerGoneError(
+            f"the Prefect server at {url} refused ({_in_words(error)}); what was done is kept"
+        ) from None
 
 
 def _quiet() -> None:
@@ -129,7 +131,7 @@ def _trouble() -> str:
     return _in_words(error) if error else ""
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: BaseException) -> str:
     if isinstance(error, httpx.HTTPStatusError):
         return f"HTTP {error.response.status_code}"
     return f"no answer within {KNOCK_SECONDS:.0f} s" if isinstance(error, httpx.TimeoutException) else str(error)

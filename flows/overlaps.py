@@ -1,8 +1,8 @@
-"""Scheduled runs that were skipped, since the deployment allows one at a time and one was going on."""
+"""Scheduled runs that were skipped, since their deployment allows one at a time and one was going on."""
 
 import logging
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, takewhile
 
 import flows.prefect_settings  # noqa: F401  (Prefect reads its settings when it is first imported)
 
@@ -17,39 +17,39 @@ log = logging.getLogger("attune")
 
 SKIPPED = "Deployment concurrency limit reached."
 """What Prefect writes into the state of a run that it cancels under the strategy CANCEL_NEW."""
-PAGE_ROWS = 200
+PAGE_RUNS = 50
 
 
 def skipped_since_last_run() -> int:
     """How many runs of this flow run's deployment were skipped between the beginning of its last run and of this one.
 
-    Every skipped run is told of once, by the run that begins next.  0 in a run that no deployment started.
+    Each skipped run is told of once, by the run that begins next.  0 in a run that no deployment started.
     """
     if not runtime.deployment.id:
         return 0
     with get_client(sync_client=True) as client:
         this = client.read_flow_run(runtime.flow_run.id)
-        before = {"deployment_id": {"any_": [this.deployment_id]}, "start_time": {"before_": this.start_time}}
-        earlier = next((run for run in _runs(client, before) if run.id != this.id), None)
-        since = {"after_": earlier.start_time} if earlier else {}
-        cancelled = {
-            "deployment_id": {"any_": [this.deployment_id]},
-            "state": {"type": {"any_": ["CANCELLED"]}},
-            "end_time": {"before_": this.start_time, **since},
-        }
-        skipped = sum(run.state.message == SKIPPED for run in _runs(client, cancelled) if run.state)
+        earlier = (run for run in _begun_before(client, this) if run.id != this.id)
+        skipped = sum(1 for _ in takewhile(is_skipped, earlier))
     if skipped:
-        log.info("%d scheduled runs were skipped, since the last one was still going on", skipped)
+        log.info("%d scheduled runs were skipped while the last one was going on", skipped)
     return skipped
 
 
-def _runs(client: SyncPrefectClient, which: dict[str, object]) -> Iterator[FlowRun]:
-    """The runs that a filter finds, the latest start first."""
-    chosen = FlowRunFilter.model_validate(which)
-    for offset in count(0, PAGE_ROWS):
+def is_skipped(run: FlowRun) -> bool:
+    """Whether the run was cancelled because another one of its deployment was going on."""
+    return run.state is not None and run.state.is_cancelled() and run.state.message == SKIPPED
+
+
+def _begun_before(client: SyncPrefectClient, this: FlowRun) -> Iterator[FlowRun]:
+    """Runs of the same deployment, the latest first; a skipped one began, for Prefect, when it was cancelled."""
+    chosen = FlowRunFilter.model_validate(
+        {"deployment_id": {"any_": [this.deployment_id]}, "start_time": {"before_": this.start_time}}
+    )
+    for offset in count(0, PAGE_RUNS):
         page = client.read_flow_runs(
-            flow_run_filter=chosen, sort=FlowRunSort.START_TIME_DESC, limit=PAGE_ROWS, offset=offset
+            flow_run_filter=chosen, sort=FlowRunSort.START_TIME_DESC, limit=PAGE_RUNS, offset=offset
         )
         yield from page
-        if len(page) < PAGE_ROWS:
+        if len(page) < PAGE_RUNS:
             return

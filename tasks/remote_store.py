@@ -38,13 +38,13 @@ log = logging.getLogger("attune.store")
 OPTIONS: dict[str, Any] = {
     "config_kwargs": {
         "connect_timeout": 5,
-        "read_timeout": 10,
+        "read_timeout": 12,
         "retries": {"mode": "standard", "total_max_attempts": 2},
     },
     "max_concurrency": 1,  # pieces of a file at a time; each is at most 100 MB and held in memory
     "use_listings_cache": False,
 }
-"""A server that accepts and never answers is given up after 2 tries of botocore in each of 2 of s3fs: 40 s."""
+"""A server that accepts and never answers is given up after 2 tries of botocore in each of 2 of s3fs: 50 s."""
 TRIES = 2
 FILES_AT_A_TIME = 4
 
@@ -136,7 +136,7 @@ class RemoteStore(ArtifactStore):
         """What goes wrong on the way to the bucket is told in one line; a full disk of ours stays what it is."""
         try:
             yield
-        except troubles() as error:
+        except (ValueError, *troubles()) as error:  # ValueError: an endpoint that is no address
             if isinstance(error, OSError) and is_disk_trouble(error):
                 raise
             raise AttuneError(

@@ -6,12 +6,12 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 90
@@ -86,8 +86,9 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and process.poll() is None:
         try:
-            with urllib.request.urlopen(url, timeout=5):  # noqa: S310
+            if httpx.get(url, timeout=5).is_success:
                 return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.2)
+        except httpx.TransportError:
+            pass  # not yet
+        time.sleep(0.2)
     raise RuntimeError(f"{url} never answered:\n{log.read_text()[-3000:]}")

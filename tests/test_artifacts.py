@@ -29,7 +29,7 @@ PAGE = "http://127.0.0.1:1/artifacts/artifact/"
 
 
 class Server(ThreadingHTTPServer):
-    """Keeps what is sent to it; `trouble` is what it makes of it: nothing, refuses or silent."""
+    """Keeps what is sent to it; `trouble` is what it makes of it: refuses, silent, busy once."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -64,6 +64,8 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(1)
         if self.server.trouble == "refuses" and self.command != "GET":
             status, text = 413, json.dumps({"detail": "too large"})
+        if self.server.trouble == "busy once" and self.command != "GET":
+            self.server.trouble, status, text = "", 503, json.dumps({"detail": "database is locked"})
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text.encode())))
@@ -126,6 +128,13 @@ def test_a_cached_stage_shows_the_same_with_the_verdict_cached(server, flow_run)
     assert page["description"].endswith("rows kept, cached")
 
 
+def test_a_stage_without_a_source_has_a_page_without_a_picture(server, flow_run):
+    run = record(1)
+    run.stages[0].figures["funnel"] = {}
+    assert shown(run, "collect")
+    assert "![" not in server.told[0][2]["data"]
+
+
 def test_no_text_of_the_data_becomes_markup(server, flow_run):
     run = record(1)
     run.stages[0].why = "name: '![x](http://evil/x.png)' → '<img src=x>'\n\n# gone"
@@ -182,7 +191,7 @@ def test_the_page_of_a_run_is_its_report_with_pictures_and_the_way_to_all_else(s
     folder.record.evaluation = evaluation()
     artifacts.show_run(folder, {"collect": PAGE + "1", "clean": "", "split": PAGE + "3"})
     page = server.told[0][2]
-    assert page["key"] == "nightly-report" and "task_run_id" not in page
+    assert page["key"] == "nightly-report" and page["task_run_id"] is None
     text = page["data"]
     assert f"Stages: [collect]({PAGE}1) · [split]({PAGE}3)" in text
     assert f"- report: `{folder.path}/report.md`" in text and f"- data: `{folder.path}/data.html`" in text
@@ -215,11 +224,17 @@ def test_a_server_that_is_gone_costs_a_warning(server, flow_run, folder, caplog)
     assert caplog.text.count("refused") == 3
 
 
-def test_a_server_that_is_silent_is_waited_for_once_and_not_for_long(server, flow_run, monkeypatch, caplog):
+def test_a_server_that_is_busy_is_asked_again(server, flow_run):
+    server.trouble = "busy once"
+    assert shown(record(1), "collect")
+    assert len(server.told) == 2
+
+
+def test_a_server_that_is_silent_is_not_waited_for_for_long(server, flow_run, monkeypatch, caplog):
     monkeypatch.setattr(artifacts, "WRITE_SECONDS", 0.2)
     server.trouble = "silent"
     assert shown(record(1), "collect") == ""
-    assert "ReadTimeout" in caplog.text and len(server.told) == 1
+    assert "ReadTimeout" in caplog.text and len(server.told) == 2
 
 
 def test_an_artifact_that_cannot_be_read_costs_a_warning(server, flow_run, tmp_path, caplog):

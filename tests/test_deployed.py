@@ -18,7 +18,7 @@ from prefect_server import ROOT, free_port, running
 from tasks.config_file import load
 from tasks.stages import STAGES
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

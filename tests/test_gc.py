@@ -248,11 +248,11 @@ def test_the_command_says_what_goes_and_how_many_bytes(store, runs, tmp_path):
     raw = {"collect": {"sources": [{"path": "x"}]}, "store": str(store.root), "runs": str(runs)}
     config.write_text(yaml.safe_dump(raw))
     dry = CliRunner().invoke(app, ["gc", str(config), "--dry-run"])
-    assert dry.exit_code == 0 and f"1 things would go, {size:,} bytes" in dry.stdout
+    assert dry.exit_code == 0 and f"1 would be removed, {size:,} bytes" in dry.stdout
     assert store.find("clean", "old") is not None
     wet = CliRunner().invoke(app, ["gc", str(config)])
-    assert wet.exit_code == 0 and f"1 things went, {size:,} bytes" in wet.stdout
+    assert wet.exit_code == 0 and f"1 removed, {size:,} bytes" in wet.stdout
     assert store.folders() == [store.root / "clean" / "fresh"]
     every = CliRunner().invoke(app, ["gc", str(config), "--keep-days", "0"])
-    assert every.exit_code == 0 and "1 things went" in every.stdout
+    assert every.exit_code == 0 and "1 removed" in every.stdout
     assert store.folders() == []

@@ -23,12 +23,13 @@ from test_sources_remote import _wait_for as wait_for
 from tasks import remote_store
 from tasks.config import PipelineConfig
 from tasks.config_file import load
+from tasks.disk import digest_json
 from tasks.errors import AttuneError, ConfigError
 from tasks.gc import collect_garbage
 from tasks.remote_store import RemoteStore
 from tasks.run_record import RunRecord
 from tasks.stages import STAGES
-from tasks.store import ArtifactStore, Manifest, open_store, reference
+from tasks.store import ArtifactRef, ArtifactStore, Manifest, open_store, reference
 
 PROCESS = Path(__file__).with_name("remote_store_process.py")
 PREFIX = URL.removeprefix("s3://data/")
@@ -140,7 +141,6 @@ SEEN = {
     "manifest of another key": in_manifest(lambda manifest: manifest.update(key="other")),
     "manifest with another digest": in_manifest(lambda manifest: manifest.update(digest="0" * 64)),
     "manifest without one of its files": in_manifest(lambda manifest: manifest["files"].pop(0)),
-    "manifest that leads out": in_manifest(lambda manifest: manifest["files"][1].update(path="rejected/../../../out")),
     "file missing": gone(FIRST),
     "file empty": changed(FIRST, lambda _: b""),
     "file cut short": changed(SECOND, lambda data: data[:-1]),
@@ -235,7 +235,6 @@ def test_damage_in_the_bucket_is_found_before_use_and_the_artifact_is_made_again
         assert not found
     assert f"{URL}/clean/key" in caplog.text and str(tmp_path) not in caplog.text
     assert not there.path(reference(published)).exists()
-    assert not (tmp_path / "out").exists()
     assert there.is_quarantined("clean", "key")
     assert "clean/key/manifest.json" not in names_in(bucket)
     assert any(name.endswith("manifest.json") for name in names_in(bucket, ".quarantine/clean/key/"))
@@ -251,6 +250,20 @@ def test_without_its_manifest_an_artifact_is_not_there(bucket, machine):
     there = machine("there")
     assert there.find("clean", "key") is None and not there.verify(reference(published))
     assert there.folders() == list(there.manifests()) == []
+
+
+@slow
+def test_a_manifest_that_leads_out_of_its_folder_is_refused_though_all_its_objects_are_there(bucket, machine, tmp_path):
+    publish(machine("here"), "key")
+    manifest = json.loads(object_of(bucket, "manifest.json").get()["Body"].read())
+    manifest["files"][1]["path"] = str(tmp_path / "out")
+    files = [[entry["path"], entry["sha256"]] for entry in manifest["files"]]
+    manifest["digest"] = digest_json(files)
+    for (path, _), name in zip(files, (FIRST, SECOND), strict=True):
+        bucket.put_object(Key=f"{PREFIX}/clean/key/{digest_json(files)[:32]}/{path}", Body=CONTENT[name])
+    bucket.put_object(Key=f"{PREFIX}/clean/key/manifest.json", Body=json.dumps(manifest))
+    assert not machine("there").verify(ArtifactRef("clean", "key", manifest["digest"]))
+    assert not (tmp_path / "out").exists()
 
 
 @slow
@@ -350,6 +363,7 @@ def test_who_comes_second_takes_what_stands(bucket, machine):
     first = publish(here, "key")
     other = {name: data.upper() for name, data in CONTENT.items()}
     assert publish(there, "key", other) == first
+    assert not there.path(reference(first)).exists()
     assert there.verify(reference(first))
     assert (there.path(reference(first)) / FIRST).read_bytes() == CONTENT[FIRST]
 
@@ -463,6 +477,9 @@ def test_what_one_machine_has_run_is_cached_on_another(bucket, config, tmp_path)
     assert CANARY not in ran.stdout + ran.stderr + again.stdout + again.stderr
     assert not [path for home in (here, there) for path in home.rglob("*.json") if CANARY in path.read_text()]
 
+    cleared = attune(there, "gc", config, "--keep-days", "0")
+    assert cleared.returncode == 0 and "2 removed" in cleared.stdout
+    assert f"copies on this machine only: what {URL} keeps" in cleared.stdout
     checked = attune(there, "verify", config)
     assert "7 artifacts read, 7 sound, 0 damaged" in checked.stdout
     weights = next(each for each in bucket.objects.all() if each.key.endswith("huggingface/model.safetensors")).Object()
@@ -517,12 +534,16 @@ def test_what_was_made_while_the_bucket_was_away_is_published_later(bucket, mach
 
 @slow
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("server", ["closed", "silent", "user"])
+@pytest.mark.parametrize("server", ["closed", "silent", "secret", "broken"])
 def test_a_server_that_is_away_or_silent_ends_in_a_plain_message(environment, monkeypatch, machine, server):
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
-        port = silent.getsockname()[1] if server == "silent" else 1
-        user = f"{CANARY}@" if server == "user" else ""
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{user}127.0.0.1:{port}")
+        address = {
+            "closed": "127.0.0.1:1",
+            "silent": f"127.0.0.1:{silent.getsockname()[1]}",
+            "secret": f"127.0.0.1:1/?key={CANARY}",
+            "broken": f"{CANARY}@[",
+        }[server]
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{address}")
         with pytest.raises(AttuneError, match="the store s3://data/team/store cannot be reached") as told:
             machine("here").find("clean", "key")
     assert CANARY not in str(told.value) and "AWS_ENDPOINT_URL" in str(told.value)

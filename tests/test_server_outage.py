@@ -61,6 +61,7 @@ def test_where_nobody_listens_the_message_names_the_place_and_the_way_without():
     assert url in str(told.value) and "refused" in str(told.value) and "make pipeline" in str(told.value)
 
 
+@pytest.mark.timeout(20)
 def test_a_host_that_takes_the_connection_and_never_answers_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(connection, "KNOCK_SECONDS", 0.2)
     with (
@@ -109,6 +110,7 @@ def test_between_two_stages_a_run_waits_for_its_server_and_goes_on():
     thread.join()
 
 
+@pytest.mark.timeout(30)
 def test_a_server_that_does_not_come_back_ends_the_run_with_what_was_done_kept(monkeypatch):
     monkeypatch.setattr(connection, "PATIENCE_SECONDS", 0.1)
     with api_at(prefect_server.free_port()), pytest.raises(ServerGoneError, match="What was done is kept"):

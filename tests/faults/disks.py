@@ -81,7 +81,7 @@ def full_logs(folder: Path) -> Outcome:
             config, log = written(mine, folder / f"{name}.yaml"), folder / f"{name}.log"
             with open("/dev/full", "w") as full, log.open("w") as good:
                 ends = {end: full if name in (end, "both") else good for end in ("stdout", "stderr")}
-                done = attune_run(config, capture_output=False, **ends)
+                done = attune_run(config, **ends)
             whole = visible(ArtifactStore(mine["store"])) == digests
             record = latest(Path(mine["runs"]))
             outcome.figures[name] = {"exit_code": done.returncode, "state": record.state, "whole": whole}

@@ -16,7 +16,6 @@ from faults import pipeline
 from faults.matrix import ROOT, Outcome, fault, sample, tries
 from faults.pipeline import in_store, run
 from flows.runtime import run_stage
-from tasks.config import PipelineConfig
 from tasks.config_file import load
 from tasks.errors import AttuneError, ConfigError
 from tasks.plan import look_up
@@ -42,18 +41,13 @@ def searched(check: Callable[..., None], examples: int) -> None:
 
 def put(raw: dict[str, Any], path: str, value: Any) -> None:
     """Set `section.field`, making what is missing on the way."""
-    *sections, field = path.split(".")
+    section, *rest = path.split(".")
     node: Any = raw
-    for section, following in zip(sections, [*sections[1:], field], strict=True):
-        fresh: Any = [{}] if following.isdecimal() and section != "formats" else {}
-        if isinstance(node, list):
-            node = node[int(section)]
-        else:
-            node = node.setdefault(section, ["huggingface"] if section in ("formats", "metrics", "against") else fresh)
-    if isinstance(node, list):
-        node[int(field)] = value
-    else:
-        node[field] = value
+    for following in rest:
+        fresh: Any = [{}] if following.isdecimal() else {}
+        node = node[int(section)] if isinstance(node, list) else node.setdefault(section, fresh)
+        section = following
+    node[int(section) if isinstance(node, list) else section] = value
 
 
 @contextmanager
@@ -200,18 +194,22 @@ def odd_configs(folder: Path) -> Outcome:
         with outcome.attempt(what):
             path = folder / "config.yaml"
             path.write_bytes(content.encode("utf-8", "surrogatepass"))
-            try:
-                assert isinstance(load(path), PipelineConfig)
-                ended["valid"] += 1
-            except ConfigError as refusal:
-                assert refusal.exit_code == 2 and str(path) in str(refusal)
-                ended["refused"] += 1
+            ended[_loaded(path)] += 1
             assert not marker.exists(), "a tag ran code"
 
     for check in (wrong_type, tagged, unknown, noisy):
         searched(check, tries(500, least=50))
     outcome.figures = dict(ended)
     return outcome
+
+
+def _loaded(path: Path) -> str:
+    """Whether a config is valid or refused; any other error is raised."""
+    try:
+        load(path)
+    except ConfigError:
+        return "refused"
+    return "valid"
 
 
 def _places(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:

@@ -164,8 +164,13 @@ def written(raw: dict[str, Any], path: Path) -> Path:
 
 def attune_run(config: Path, *overrides: str, **options: Any) -> "subprocess.CompletedProcess[str]":
     """`attune run` to its end."""
-    options = {"env": environment(config.parent), "timeout": 280} | options
-    return subprocess.run(command(config, *overrides), text=True, capture_output=True, check=False, **options)
+    options = {
+        "env": environment(config.parent),
+        "timeout": 280,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    } | options
+    return subprocess.run(command(config, *overrides), text=True, check=False, **options)
 
 
 def latest(runs: Path) -> RunRecord:

@@ -4,20 +4,30 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
+from uuid import UUID
 
-from prefect_server import running_server
-from test_deployed import Site, until
+from deployed_site import deployed_site, until
 
-from faults.matrix import ROOT, Outcome, fault, tries
+from faults.matrix import Outcome, fault, tries
+from flows.overlaps import is_skipped
+from flows.recovery import worker_name
 
-JOB = '''
+# isort: split
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, FlowRun
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import Pending
+
+JOB = """
 import time
 
 from prefect import flow
@@ -31,160 +41,183 @@ def job(seconds: float):
     skipped = skipped_since_last_run()
     time.sleep(seconds)
     return Completed(message=str(skipped))
-'''
-EVERY_SECONDS, JOB_SECONDS = 2, 5
+"""
+EVERY, JOB_SECONDS = timedelta(seconds=2), 5
 PATIENCE_SECONDS = 45.0
 """Late after 15 s, looked for every 5 s, and a worker asks every 10 s: a run that waits longer is forgotten."""
-FREED_SECONDS = 60.0
-
-
-@contextmanager
-def deployed(folder: Path) -> Iterator[Site]:
-    """A server, and what `attune deploy` registers there."""
-    with running_server(folder / "server") as url, ExitStack() as stack:
-        site = Site(folder, url, open=stack)
-        done = site.attune("caller", "deploy", cwd=ROOT)
-        assert done.returncode == 0, done.stderr
-        yield site
+PLACE_SECONDS = 60.0
+NEVER_BEGAN_SECONDS = 120.0
+"""A worker that is ended while it takes a run leaves it pending; 90 s later that run has crashed."""
+ACTIVE = ("PENDING", "RUNNING", "CANCELLING")
 
 
 @dataclass
 class Job:
-    """A deployment of a flow that only sleeps, one run at a time, and what was seen of its runs."""
+    """A deployment of a flow that sleeps, one run at a time like `nightly`, and what was seen of its runs."""
 
-    site: Site
-    id: str
+    client: SyncPrefectClient
+    id: UUID
     most_active: int = 0
     longest_wait: float = 0.0
-    ended: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def deploy(cls, site: Site, name: str, pool: str, seconds: float, **more: Any) -> "Job":
-        (site.folder / "job.py").write_text(JOB)
-        flow = site.ask("POST", "/flows/", name="job")
-        made = site.ask(
-            "POST",
-            "/deployments/",
-            flow_id=flow["id"],
-            name=name,
+    def deploy(
+        cls, client: SyncPrefectClient, folder: Path, pool: str, seconds: float, every: timedelta | None
+    ) -> "Job":
+        """Its runs are `seconds` long; without `every` they begin when they are asked for."""
+        (folder / "job.py").write_text(JOB)
+        made = client.create_deployment(
+            flow_id=client.create_flow_from_name("job"),
+            name="job",
             entrypoint="job.py:job",
-            pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(site.folder)}}],
+            pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(folder)}}],
             work_pool_name=pool,
             parameters={"seconds": seconds},
             concurrency_limit=1,
-            concurrency_options={"collision_strategy": "CANCEL_NEW"},
-            **more,
+            concurrency_options=ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+            schedules=[DeploymentScheduleCreate(schedule=IntervalSchedule(interval=every))] if every else [],
         )
-        return cls(site, made["id"])
+        return cls(client, made)
 
-    def runs(self, *states: str) -> list[dict[str, Any]]:
+    def runs(self, *states: str) -> list[FlowRun]:
         """Its runs in states of these types, in the order in which they were due."""
         chosen = {"deployment_id": {"any_": [self.id]}, "state": {"type": {"any_": list(states)}}}
-        return self.site.ask("POST", "/flow_runs/filter", flow_runs=chosen, sort="EXPECTED_START_TIME_ASC")
+        return self.client.read_flow_runs(
+            flow_run_filter=FlowRunFilter.model_validate(chosen), sort=FlowRunSort.EXPECTED_START_TIME_ASC
+        )
+
+    def start(self) -> UUID:
+        return self.client.create_flow_run_from_deployment(self.id).id
+
+    def process(self, run: UUID) -> int | None:
+        """The process of a run, once it runs."""
+        found = self.client.read_flow_run(run)
+        return int(found.infrastructure_pid) if found.state.is_running() and found.infrastructure_pid else None
+
+    def place(self, run: UUID) -> datetime | None:
+        """When a run got its place."""
+        return next((state.timestamp for state in self.client.read_flow_run_states(run) if state.is_pending()), None)
 
     def overdue(self) -> list[float]:
         """For how many seconds each run has waited that was due and has not begun."""
-        waits = [time.time() - moment(run["expected_start_time"]) for run in self.runs("SCHEDULED")]
-        return [wait for wait in waits if wait > 0]
+        now = datetime.now(UTC)
+        return [
+            (now - run.expected_start_time).total_seconds()
+            for run in self.runs("SCHEDULED")
+            if run.expected_start_time < now
+        ]
 
     def watch(self, seconds: float) -> None:
+        """Look at its runs for a while."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            self.most_active = max(self.most_active, len(self.runs("PENDING", "RUNNING", "CANCELLING")))
+            self.most_active = max(self.most_active, len(self.runs(*ACTIVE)))
             self.longest_wait = max([self.longest_wait, *self.overdue()])
             time.sleep(0.3)
 
-    def pause(self) -> None:
-        self.site.ask("POST", f"/deployments/{self.id}/pause_deployment")
-
     def figures(self) -> dict[str, Any]:
-        told = Counter(run["state"]["name"] for run in self.runs("COMPLETED", "CANCELLED", "CRASHED", "FAILED"))
-        return {"most_active": self.most_active, "longest_wait": round(self.longest_wait, 1), "ended": dict(told)}
+        ended = Counter(run.state_name for run in self.runs("COMPLETED", "CANCELLED", "CRASHED", "FAILED"))
+        return {"most_active": self.most_active, "longest_wait": round(self.longest_wait, 1), "ended": dict(ended)}
 
-
-def moment(text: str) -> float:
-    """Seconds since 1970 of a time as the API writes it."""
-    return datetime.fromisoformat(text).timestamp()
-
-
-def every_run_counts(job: Job) -> None:
-    """No two runs overlapped, every other one is Cancelled, and each of these was told of once by a run that ran."""
-    ran, skipped = job.runs("COMPLETED"), job.runs("CANCELLED")
-    assert ran and skipped, "nothing overlapped"
-    spans = sorted((moment(run["start_time"]), moment(run["end_time"])) for run in ran)
-    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False)), "two ran at a time"
-    later = [run for run in skipped if moment(run["end_time"]) > spans[-1][0]]
-    assert sum(int(run["state"]["message"]) for run in ran) == len(skipped) - len(later)
+    def check(self) -> None:
+        """No two runs overlapped, each other one was skipped, and is told of once by the next run that ran."""
+        ran, cancelled = self.runs("COMPLETED"), self.runs("CANCELLED")
+        assert ran and cancelled, "nothing overlapped"
+        assert all(is_skipped(run) for run in cancelled)
+        spans = sorted((run.start_time, run.end_time) for run in ran)
+        assert all(end <= begun for (_, end), (begun, _) in pairwise(spans)), "two at a time"
+        told = sum(int(run.state.message) for run in ran)
+        assert told == sum(run.start_time < spans[-1][0] for run in cancelled), f"{told} were told of"
 
 
 @fault("F29", "a schedule that is faster than its job; its worker away for a while")
 def overlapping(folder: Path) -> Outcome:
     """Due every 2 s, 5 s long: one at a time, the others skipped and counted, none waits for ever."""
-    outcome, schedule = Outcome(), [{"schedule": {"interval": EVERY_SECONDS}, "active": True}]
-    with deployed(folder) as site:
-        job = Job.deploy(site, "often", "cpu", JOB_SECONDS, schedules=schedule)
+    outcome = Outcome()
+    with deployed_site(folder) as site, SyncPrefectClient(site.url) as client:
+        job = Job.deploy(client, folder, "cpu", JOB_SECONDS, EVERY)
         site.start_worker("cpu", "one")
         until(lambda: job.runs("RUNNING"), 90, lambda: site.log("cpu", "one").read_text())
         with outcome.attempt("a worker that is there"):
-            job.watch(tries(60, least=30))
+            job.watch(tries(60, least=20))
             outcome.figures["there"] = job.figures()
-            assert job.most_active == 1 and job.longest_wait < PATIENCE_SECONDS, job.figures()
-            every_run_counts(job)
+            assert job.most_active == 1 and job.longest_wait < PATIENCE_SECONDS
+            job.check()
         with outcome.attempt("a worker that comes back"):
             site.workers.pop("cpu").terminate()
             until(lambda: len(job.overdue()) > 10, 120)
-            back = Job(site, job.id)
             outcome.figures["waiting when it came back"] = len(job.overdue())
             site.start_worker("cpu", "one")
-            began = time.monotonic()
-            while max(job.overdue(), default=0) > PATIENCE_SECONDS or time.monotonic() - began < 30:
-                assert time.monotonic() - began < 150, "they wait for ever"
-                back.watch(2)
-            outcome.figures["back"] = back.figures()
-            assert back.most_active == 1
-            every_run_counts(job)
+            caught_up = came_back(job)
+            outcome.figures["back"] = job.figures() | {"seconds until none was late": caught_up}
+            assert job.most_active == 1
+            job.check()
         with outcome.attempt("afterwards"):
-            job.pause()
-            until(lambda: not job.runs("PENDING", "RUNNING", "CANCELLING"), 60)
+            client.pause_deployment(job.id)
+            until(lambda: not job.runs(*ACTIVE), 60)
             assert not job.overdue()
     return outcome
+
+
+def came_back(job: Job) -> float:
+    """Watch until no run waits that was due while the worker was away; in how many seconds that was."""
+    began, due = time.monotonic(), datetime.now(UTC)
+    while any(run.expected_start_time < due for run in job.runs("SCHEDULED")):
+        job.watch(1)
+        assert time.monotonic() - began < 150, "they wait for ever"
+    caught_up = round(time.monotonic() - began, 1)
+    until(lambda: len([run for run in job.runs("COMPLETED") if run.start_time > due]) > 1, NEVER_BEGAN_SECONDS + 90)
+    return caught_up
 
 
 @fault("F30", "a run killed with SIGKILL while it holds the one place of its deployment and of its pool")
 def leaked_place(folder: Path) -> Outcome:
     """The next run is asked for in the moment of the kill; how long it takes until it has the place."""
-    outcome, waits, gone = Outcome(), [], []
-    with deployed(folder) as site:
-        job = Job.deploy(site, "held", "gpu", 600)
+    outcome, crashed, placed = Outcome(), [], []
+    with deployed_site(folder) as site, SyncPrefectClient(site.url) as client:
+        job = Job.deploy(client, folder, "gpu", 600, None)
         site.start_worker("gpu", "one")
-        run = start(job)
+        run = job.start()
         for number in range(tries(20, least=2)):
             with outcome.attempt(number):
-                holder = until(lambda run=run: pid_of_running(site, run), 90, lambda: site.told(run))
-                killed = time.time()
-                os.kill(holder, signal.SIGKILL)
-                last, run = run, start(job)
-                until(lambda run=run: acquired(site, run), FREED_SECONDS, lambda: site.told(run))
-                waits.append(acquired(site, run) - killed)
-                gone.append(moment(site.run(last)["end_time"]) - killed)
-                assert site.run(last)["state_type"] == "CRASHED"
-        outcome.figures = {
-            "seconds from kill to crashed": {"median": round(median(gone), 1), "most": round(max(gone), 1)},
-            "seconds from kill to the next run's place": {"median": round(median(waits), 1), "most": round(max(waits), 1)},
-        }
+                killed, ended, begun, run = kill_and_start(job, run)
+                crashed.append((ended - killed).total_seconds())
+                placed.append((begun - killed).total_seconds())
+        outcome.figures = {"seconds to crashed": told(crashed), "seconds to the next run's place": told(placed)}
     return outcome
 
 
-def start(job: Job) -> str:
-    return job.site.ask("POST", f"/deployments/{job.id}/create_flow_run", parameters={"seconds": 600})["id"]
+def kill_and_start(job: Job, run: UUID) -> tuple[datetime, datetime, datetime, UUID]:
+    """Kill a run once it runs, start the next; when it was killed, had crashed, when the next began, and the next."""
+    os.kill(until(lambda: job.process(run), 90), signal.SIGKILL)
+    killed, later = datetime.now(UTC), job.start()
+    begun = until(lambda: job.place(later), PLACE_SECONDS, lambda: str(job.client.read_flow_run(later).state))
+    last = job.client.read_flow_run(run)
+    assert last.state.is_crashed(), last.state
+    return killed, last.end_time, begun, later
 
 
-def pid_of_running(site: Site, run: str) -> int | None:
-    found = site.run(run)
-    return int(found["infrastructure_pid"]) if found["state_type"] == "RUNNING" else None
+@fault("F30.pending", "a run that a worker took and never started: the worker died in between")
+def never_started(folder: Path) -> Outcome:
+    """It holds the places of its deployment and pool, and no heartbeat of it is missed; then the next one runs."""
+    outcome = Outcome()
+    with deployed_site(folder) as site, SyncPrefectClient(site.url) as client:
+        job = Job.deploy(client, folder, "gpu", 1, None)
+        with outcome.attempt("nobody comes"):
+            run, began = job.start(), time.monotonic()
+            client.set_flow_run_state(run, Pending())
+            until(lambda: client.read_flow_run(run).state.is_crashed(), NEVER_BEGAN_SECONDS)
+            outcome.figures["seconds to crashed"] = round(time.monotonic() - began, 1)
+        with outcome.attempt("its worker comes back"):
+            run = job.start()
+            client.set_flow_run_state(run, Pending())
+            client.update_flow_run_labels(run, {"prefect.worker.name": worker_name("gpu")})
+            site.start_worker("gpu", "one")
+            until(lambda: client.read_flow_run(run).state.is_crashed(), 45)
+            later = job.start()
+            until(lambda: client.read_flow_run(later).state.is_completed(), 90, site.log("gpu", "one").read_text)
+    return outcome
 
 
-def acquired(site: Site, run: str) -> float | None:
-    """When a run got its place."""
-    states = site.ask("GET", f"/flow_run_states/?flow_run_id={run}")
-    return next((moment(state["timestamp"]) for state in states if state["type"] == "PENDING"), None)
+def told(seconds: list[float]) -> dict[str, float]:
+    return {"median": round(median(seconds), 1), "most": round(max(seconds), 1)}

@@ -150,6 +150,7 @@ def refused(folder: Path, every: list[Point], injury: str, errno: str) -> Outcom
         with outcome.attempt(point):
             root, ended = strike(folder, point, injury)
             if ended.exit_code == 0:
+                assert point[1] in NAMING, "a write failed, and the process knows nothing of it"
                 found = ArtifactStore(root).find("clean", "key")
                 assert found and found.digest == golden.digest, "a success without its artifact"
             else:
