@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -52,17 +53,20 @@ class Run:
         self.folder = RunFolder(config.runs, config.name, config.model_dump(mode="json"))
         self.refs: dict[str, ArtifactRef] = {}
         self.pages: dict[str, str] = {}  # stage -> address in the UI
+        self._held = ExitStack()
         self.failure: AttuneError | None = None
 
     def __enter__(self) -> Self:
+        self._held.enter_context(self.store.in_use())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
         self.failure = error if isinstance(error, AttuneError) else None
-        self.folder.end((_STOPPED if kind is TerminationSignal else str(error) or kind.__name__) if kind else "")
-        write_report(self.folder)
-        write_data_report(self.folder)
-        artifacts.show_run(self.folder, self.pages)
+        with self._held:
+            self.folder.end((_STOPPED if kind is TerminationSignal else str(error) or kind.__name__) if kind else "")
+            write_report(self.folder)
+            write_data_report(self.folder)
+            artifacts.show_run(self.folder, self.pages)
         return self.failure is not None
 
     def result(self) -> State[str]:
@@ -88,7 +92,8 @@ class Run:
         state = _TASKS[stage.name](self.config, step, inputs, return_state=True)
         record = state.result()
         self.refs[stage.name] = record.ref
-        if stage.name in SHOWN and not self.store.fetch(record.ref):  # damaged in the bucket, and now in quarantine
+        needed = stage.name in SHOWN or (stage.name == "format" and artifacts.looked_at())
+        if needed and not self.store.fetch(record.ref):  # damaged in the bucket, and now in quarantine
             return self.stage(stage, inputs)
         folder = self.store.path(record.ref)
         self.folder.add(record, folder)

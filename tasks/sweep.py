@@ -62,6 +62,10 @@ Watcher = Callable[[int, float], None]
 Train = Callable[[PipelineConfig, Watcher], Outcome]
 
 
+NOT_SEARCHED = {"evaluate", "export", "engine", "runs", "cache", "secrets", "max_restarts"}
+"""Sections and settings that no trial depends on."""
+
+
 def folder(config: PipelineConfig) -> Path:
     """`<runs>/sweeps/<name>-<digest>`: another for each search whose trials could end differently.
 
@@ -69,8 +73,9 @@ def folder(config: PipelineConfig) -> Path:
     """
     if not config.sweep.searched:
         raise ConfigError("sweep.parameters: is empty; name a setting, such as fine_tune.learning_rate, and its values")
-    settings = config.model_dump(mode="json", exclude={"evaluate", "export", "engine", "runs"})
+    settings = config.model_dump(mode="json", exclude=NOT_SEARCHED)
     del settings["sweep"]["trials"]  # a larger number goes on with the same search
+    del settings["fine_tune"]["runs_on"]
     stages = [STAGES[name] for name in SEARCHABLE if name in STAGES]
     parts = {
         "settings": settings,

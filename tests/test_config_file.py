@@ -41,7 +41,7 @@ def refused(tmp_path: Path):
         ("finetune: {}", "finetune: unknown key; did you mean 'fine_tune'?"),
         (
             "split: {zzz: 1}",
-            "split.zzz: unknown key; known: method, stratify_by, similarity, max_leak_ratio, validation,",
+            "split.zzz: unknown key; known: validation, test, method, stratify_by,",
         ),
         ("clean: {filters: [{name: empty, parms: {}}]}", "clean.filters.0.parms: unknown key; did you mean 'params'?"),
         # wrong types
