@@ -29,8 +29,8 @@ def skipped_since_last_run() -> int:
         return 0
     with get_client(sync_client=True) as client:
         this = client.read_flow_run(runtime.flow_run.id)
-        earlier = (run for run in _begun_before(client, this) if run.id != this.id)
-        skipped = sum(1 for _ in takewhile(is_skipped, earlier))
+        earlier = (run for run in _started_before(client, this) if run.id != this.id)
+        skipped = sum(is_skipped(run) for run in takewhile(lambda run: run.run_count == 0, earlier))
     if skipped:
         log.info("%d scheduled runs were skipped while the last one was going on", skipped)
     return skipped
@@ -41,8 +41,8 @@ def is_skipped(run: FlowRun) -> bool:
     return run.state is not None and run.state.is_cancelled() and run.state.message == SKIPPED
 
 
-def _begun_before(client: SyncPrefectClient, this: FlowRun) -> Iterator[FlowRun]:
-    """Runs of the same deployment, the latest first; a skipped one began, for Prefect, when it was cancelled."""
+def _started_before(client: SyncPrefectClient, this: FlowRun) -> Iterator[FlowRun]:
+    """Runs of the same deployment, the latest first; one that never began has the time of its end as its start."""
     chosen = FlowRunFilter.model_validate(
         {"deployment_id": {"any_": [this.deployment_id]}, "start_time": {"before_": this.start_time}}
     )

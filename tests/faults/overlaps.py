@@ -120,14 +120,18 @@ class Job:
         return {"most_active": self.most_active, "longest_wait": round(self.longest_wait, 1), "ended": dict(ended)}
 
     def check(self) -> None:
-        """No two runs overlapped, each other one was skipped, and is told of once by the next run that ran."""
-        ran, cancelled = self.runs("COMPLETED"), self.runs("CANCELLED")
-        assert ran and cancelled, "nothing overlapped"
-        assert all(is_skipped(run) for run in cancelled)
-        spans = sorted((run.start_time, run.end_time) for run in ran)
-        assert all(end <= begun for (_, end), (begun, _) in pairwise(spans)), "two at a time"
-        told = sum(int(run.state.message) for run in ran)
-        assert told == sum(run.start_time < spans[-1][0] for run in cancelled), f"{told} were told of"
+        """No two runs overlapped, each other one was skipped, and is told of once by the next run that began."""
+        begun = sorted(
+            (run for run in self.runs("COMPLETED", "CRASHED") if run.run_count), key=lambda run: run.start_time
+        )
+        skipped = [run.start_time for run in self.runs("CANCELLED") if is_skipped(run)]
+        assert begun and skipped and len(skipped) == len(self.runs("CANCELLED"))
+        assert all(run.end_time <= later.start_time for run, later in pairwise(begun)), "two at a time"
+        since = datetime.min.replace(tzinfo=UTC)
+        for run in begun:
+            between = sum(since < moment < run.start_time for moment in skipped)
+            assert run.state.is_crashed() or int(run.state.message) == between, f"{run.state.message} of {between} told"
+            since = run.start_time
 
 
 @fault("F29", "a schedule that is faster than its job; its worker away for a while")
