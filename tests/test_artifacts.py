@@ -346,13 +346,14 @@ def test_only_fine_tune_has_progress(server, flow_run):
         assert _listener() is None
 
 
-def test_a_real_training_tells_of_every_step_and_of_its_end(tmp_path, tiny_base):
+def test_a_real_training_tells_of_every_step_and_of_its_end_also_when_that_comes_early(tmp_path, tiny_base):
     told: list[Progress] = []
+    made = small_training.formatted(tmp_path / "format", tiny_base)
+    early = {"epochs": 10.0, "early_stopping_patience": 1, "early_stopping_threshold": 100.0}
     with told_to(told.append):
-        small_training.run(
-            small_training.formatted(tmp_path / "format", tiny_base), tiny_base, tmp_path / "out", max_steps=3
-        )
+        small_training.run(made, tiny_base, tmp_path / "out", **early)
     steps = [each.step for each in told]
-    assert set(steps) == {1, 2, 3} and steps == sorted(steps)
-    assert (told[-1].step, told[-1].steps, told[-1].seconds_left) == (3, 3, 0)
+    assert set(steps) == set(range(1, steps[-1] + 1)) and steps == sorted(steps)
+    assert told[0].steps == 20 and told[0].seconds_left > 0
+    assert told[-1].steps == told[-1].step < 20 and told[-1].seconds_left == 0
     assert all(each.system == "tuned" and each.loss > 0 and each.tokens_per_second > 0 for each in told)

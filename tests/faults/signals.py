@@ -41,7 +41,6 @@ def asked_to_stop(folder: Path) -> Outcome:
             took.append(time.monotonic() - began)
             assert process.exitcode == 75 and "stopped by SIGTERM" in told, told
             assert took[-1] < SECONDS_TO_SAVE, f"it took {took[-1]:.1f} s"
-            assert list(out.glob("resume/tuned/checkpoint-*")), "no checkpoint"
             assert _to_the_end(base, made, out) == golden, "another model than that of an undisturbed training"
     outcome.figures = {"longest_seconds": round(max(took, default=0.0), 2)}
     return outcome
