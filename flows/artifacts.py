@@ -63,7 +63,12 @@ def looked_at() -> bool:
 
 
 def run_name() -> str:
-    """The name of the flow run that begins: config and UTC time, such as quickstart-2026-11-22-1437."""
+    """The name of the flow run that begins: config and UTC time, such as quickstart-2026-11-22-1437.
+
+    One that is begun again keeps its name.
+    """
+    if runtime.flow_run.run_count > 1:
+        return runtime.flow_run.name
     given = runtime.flow_run.parameters.get("config")  # not checked yet, where a form gave it
     name = given.get("name") if isinstance(given, dict) else getattr(given, "name", None)
     return f"{name if isinstance(name, str) else 'pipeline'}-{time.strftime('%Y-%m-%d-%H%M', time.gmtime())}"

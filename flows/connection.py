@@ -185,7 +185,7 @@ def _start_server() -> str:
         httpx.get(f"{url}/health", timeout=START_SECONDS).raise_for_status()
     except httpx.HTTPError as error:
         raise AttuneError(f"Prefect's temporary server did not start ({error!r}); see {log_file}") from None
-    os.environ["PREFECT_API_URL"] = url
+    os.environ |= {"PREFECT_API_URL": url, "PREFECT_UI_ENABLED": "0"}  # nobody can look, so no pages are drawn
     refresh_global_settings_context()
     return url
 

@@ -4,8 +4,9 @@ from typing import Any
 
 from prefect import State, flow
 
+from flows import artifacts
 from flows.connection import at_work
-from flows.runtime import Run
+from flows.runtime import Run, explained
 from tasks.config import PipelineConfig
 from tasks.errors import TrainingError
 from tasks.plan import differences, look_up
@@ -13,7 +14,8 @@ from tasks.stages import STAGES
 from tasks.store import ArtifactRef
 
 
-@flow(name="fine-tune", flow_run_name="fine-tune-{config.name}", persist_result=False)
+@flow(name="fine-tune", flow_run_name=artifacts.run_name, persist_result=False, validate_parameters=False)
+@explained
 def fine_tune(config: PipelineConfig, inputs: dict[str, dict[str, str]], parts: dict[str, Any]) -> State[str]:
     """Train on the artifacts that `inputs` names (stage, key, digest of each), and publish the result in the store.
 

@@ -7,14 +7,15 @@ from prefect import State, flow
 
 from flows import artifacts
 from flows.connection import at_work
-from flows.runtime import Run, as_task
+from flows.runtime import Run, as_task, explained
 from tasks.config import PipelineConfig
 from tasks.stages import STAGES
 
 collect, clean, split, format, fine_tune, evaluate, export = (as_task(stage) for stage in STAGES.values())
 
 
-@flow(name="pipeline", flow_run_name=artifacts.run_name, persist_result=False)
+@flow(name="pipeline", flow_run_name=artifacts.run_name, persist_result=False, validate_parameters=False)
+@explained
 def pipeline(config: PipelineConfig) -> State[str]:
     """Raw instruction data in; a tuned, evaluated, exported model out.  Returns the folder of the run's record."""
     artifacts.tag_run(config)

@@ -1,5 +1,6 @@
 """Where a plain stage becomes a Prefect task: look up, run, commit, report.  The only place that applies @task."""
 
+import functools
 import logging
 import os
 import time
@@ -8,7 +9,7 @@ from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import flows.prefect_settings  # noqa: F401  (Prefect reads its settings when it is first imported)
 
@@ -22,6 +23,7 @@ from flows import artifacts, connection, gpu, recovery
 from flows.secrets import load_secrets
 from tasks import base_model, contract, engine
 from tasks.config import PipelineConfig
+from tasks.config_file import checked
 from tasks.data_report import write_data_report
 from tasks.errors import AttuneError, DamagedArtifactError, Interrupted, SourceError, is_disk_trouble
 from tasks.ledger import Summary
@@ -71,10 +73,8 @@ class Run:
 
     def result(self) -> State[str]:
         """The flow's final state; its data is the folder of the run's record."""
-        if isinstance(self.failure, Interrupted):  # an automation begins it again
-            return Crashed(message=str(self.failure), data=self.failure)
         if self.failure is not None:
-            return Failed(message=str(self.failure), data=self.failure)
+            return _failed(self.failure)
         return Completed(data=str(self.folder.path))
 
     def stage(self, stage: Stage, inputs: dict[str, ArtifactRef]) -> ArtifactRef:
@@ -111,6 +111,28 @@ class Run:
                 "again; run the pipeline again"
             )
         return self.stage(stage, {each: self.refs[each] for each in stage.inputs})
+
+
+def explained(body: Callable[..., State[str]]) -> Callable[..., State[str]]:
+    """The function of a flow, its config checked first; a failure that attune explains becomes its state, in one line.
+
+    Prefect's own check would tell of a mistake in several lines and log every parameter with it.
+    """
+
+    @functools.wraps(body)
+    def run(config: PipelineConfig, *others: Any, **more: Any) -> State[str]:
+        try:
+            return body(checked(config), *others, **more)
+        except AttuneError as failure:
+            return _failed(failure)
+
+    return run
+
+
+def _failed(failure: AttuneError) -> State[Any]:
+    """The state of a flow that could not go on; an interrupted one has crashed, so an automation begins it again."""
+    state = Crashed if isinstance(failure, Interrupted) else Failed
+    return state(message=str(failure), data=failure)
 
 
 def as_task(stage: Stage) -> Callable[..., ArtifactRef]:

@@ -6,27 +6,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from prefect import State, flow
-from prefect.states import Completed, Failed
+from prefect.states import Completed
 
+from flows import artifacts
 from flows.connection import at_work
 from flows.pipeline import clean, collect, fine_tune, format, split
-from flows.runtime import Run
+from flows.runtime import Run, explained
 from tasks import sweep as search
 from tasks.config import PipelineConfig
-from tasks.errors import AttuneError
 from tasks.plan import look_up
 from tasks.stages import STAGES
 from tasks.trainer import watched_by
 
 
-@flow(name="sweep", flow_run_name="{config.name}", persist_result=False)
+@flow(name="sweep", flow_run_name=artifacts.run_name, persist_result=False, validate_parameters=False)
+@explained
 def sweep(config: PipelineConfig) -> State[str]:
     """Search the settings of `config.sweep` by the validation split.  Returns the folder of the sweep."""
-    try:
-        home = search.folder(config)
-        search.search(config, home, train)
-    except AttuneError as failure:
-        return Failed(message=str(failure), data=failure)
+    home = search.folder(config)
+    search.search(config, home, train)
     return Completed(data=str(home))
 
 

@@ -27,6 +27,19 @@ def load(path: str | Path, overrides: list[str] | None = None) -> PipelineConfig
         raise ConfigError(f"{path}: " + "\n".join(_explain(e) for e in error.errors())) from None
 
 
+def checked(config: Any) -> PipelineConfig:
+    """What the form of a run was given, checked against the schema.
+
+    Raises ConfigError, all mistakes in one line.
+    """
+    if isinstance(config, PipelineConfig):
+        return config
+    try:
+        return PipelineConfig.model_validate(config)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(e) for e in error.errors())) from None
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML that reads 3e-4 as a number (YAML 1.1 wants 3.0e-4) and refuses a key given twice."""
 

@@ -38,6 +38,19 @@ def run(tmp_path: Path) -> Run:
     return Run(PipelineConfig(collect=collect, store=str(tmp_path / "store"), runs=str(tmp_path / "runs")))
 
 
+def test_a_config_that_cannot_be_is_told_in_one_line_and_starts_nothing(tmp_path: Path):
+    given = {
+        "collect": {"sources": [{"path": "x.jsonl"}]},
+        "split": {"validation": 0.6, "test": 0.6},
+        "evaluate": {"metrics": ["beauty"]},
+        "runs": str(tmp_path / "runs"),
+    }
+    state = module.pipeline.fn(given)
+    assert state.is_failed() and "\n" not in state.message
+    assert state.message.startswith("split: validation + test must stay below 1") and "'beauty'" in state.message
+    assert not (tmp_path / "runs").exists()
+
+
 def ended(run: Run) -> tuple[str, str]:
     record = json.loads((run.folder.path / "run.json").read_text())
     return record["state"], record["error"]
