@@ -145,7 +145,17 @@ def _gone(url: str, trouble: str) -> ServerGoneError:
 
 
 def _watch(url: str) -> None:
-    threading.Thread(target=_end_when_gone, args=(url,), daemon=True).start()
+    watch = threading.Thread(target=_end_when_gone, args=(url,), daemon=True)
+    _watches.append(watch)
+    watch.start()
+
+
+@atexit.register  # before Prefect registers what it still has to tell at exit, so this comes after that
+def _stop_watching() -> None:
+    """A thread that the interpreter takes down in the middle of a request can take the process down with it."""
+    _ending.set()
+    for watch in _watches:
+        watch.join()
 
 
 def _end_when_gone(url: str) -> None:
@@ -154,8 +164,7 @@ def _end_when_gone(url: str) -> None:
     Prefect would go on trying for many minutes: states, logs and events are each retried, also at exit.
     """
     heard = time.monotonic()
-    while True:
-        time.sleep(LOOK_SECONDS)
+    while not _ending.wait(LOOK_SECONDS):
         if not (trouble := _trouble()):
             heard = time.monotonic()
         elif time.monotonic() - heard > PATIENCE_SECONDS + END_SECONDS and not _working.is_set():
@@ -198,4 +207,5 @@ def _stop(server: "subprocess.Popen[bytes]") -> None:
         server.kill()
 
 
-_working = threading.Event()
+_working, _ending = threading.Event(), threading.Event()
+_watches: list[threading.Thread] = []

@@ -1,6 +1,5 @@
 """What brings crashed runs back: the flow `restart`, what a worker does when it starts, and the death of a worker."""
 
-import ctypes
 import logging
 import os
 import signal
@@ -15,6 +14,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import AwaitingRetry, Completed, Crashed
+
+from tasks.parent import end_with
 
 log = logging.getLogger("attune")
 
@@ -87,6 +88,4 @@ def end_with_worker() -> None:
     Without its worker a run could be neither cancelled nor limited, and a restarted one would race with it.
     """
     if worker := os.environ.get(WORKER_PID):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() != int(worker):  # it died before
-            os.kill(os.getpid(), signal.SIGTERM)
+        end_with(int(worker), signal.SIGTERM)

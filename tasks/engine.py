@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from tasks.config import EngineConfig
 from tasks.errors import AttuneError
+from tasks.parent import end_with
 from tasks.progress import progress
 
 Result = TypeVar("Result")
@@ -93,21 +94,10 @@ def _begin_worker(parent: int) -> None:
     """A worker uses one thread, shows no bars, leaves Ctrl-C to its parent, and does not outlive it."""
     os.environ["TQDM_DISABLE"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with_parent(parent)
+    end_with(parent)
     import pyarrow as pa
 
     pa.set_cpu_count(1)
-
-
-def _die_with_parent(parent: int) -> None:
-    """Linux sends SIGKILL when the parent dies; elsewhere a worker ends when it next asks for work."""
-    import ctypes
-    import sys
-
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it died before the call
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Ray:

@@ -14,6 +14,7 @@ NOT_CODE = {
     "tasks.errors",
     "tasks.estimate",
     "tasks.memory",
+    "tasks.parent",
     "tasks.progress",
 }
 """Settings are part of the key as values; the wording of an error, the look of a plot, a forecast, or what a shard is

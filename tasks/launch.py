@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from tasks.config import FineTuneConfig
 from tasks.errors import AttuneError, ConfigError, Interrupted, TrainingError
 from tasks.interrupts import StopRequest, on_sigterm
 from tasks.job import Choices, Job
+from tasks.parent import end_with
 from tasks.progress import LineHandler
 from tasks.training import train as train_here
 
@@ -32,8 +34,9 @@ def train(job: Job) -> Path:
     failure.unlink(missing_ok=True)
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", _settings(job)]
     command += ["--num_processes", str(job.config.processes), "-m", "tasks.launch", str(task)]
+    environment, end_with_us = os.environ | {"PYTHONPATH": str(ROOT)}, partial(end_with, os.getpid())
     with on_sigterm() as stop, stop.waiting():
-        status = _wait(subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}), stop)  # noqa: S603
+        status = _wait(subprocess.Popen(command, env=environment, preexec_fn=end_with_us), stop)  # noqa: S603
     if stop.asked:
         raise Interrupted("fine_tune: stopped by SIGTERM; run the same command again and it goes on")
     checkpoint = checkpoints.newest(job.checkpoints, job.settings)
@@ -65,6 +68,7 @@ def _settings(job: Job) -> str:
 
 def main(path: Path) -> None:
     """What each of the processes does."""
+    end_with(os.getppid())  # the launcher, which ends with the flow
     told = json.loads(path.read_text(encoding="utf-8"))
     paths = {name: Path(told[name]) for name in ("base", "formatted", "checkpoints")}
     job = Job(**told | paths | {"config": FineTuneConfig.model_validate(told["config"])})

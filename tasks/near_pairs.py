@@ -49,8 +49,8 @@ def near_pairs(
         _write_keys, [(shard, similarity, path) for shard, path in zip(shards, keys, strict=True)], "keys"
     )
     starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    np.save(scratch / "alive.npy", np.ones(starts[-1], bool) if alive is None else alive)
-    np.save(scratch / "rank.npy", np.arange(starts[-1]) if rank is None else rank)
+    _save(scratch / "alive.npy", np.ones(starts[-1], bool) if alive is None else alive)
+    _save(scratch / "rank.npy", np.arange(starts[-1]) if rank is None else rank)
     parts = int(starts[-1]) // KEYS_IN_PART + 1
     work = [
         (scratch, keys, band, part, parts)
@@ -68,7 +68,7 @@ def _write_keys(shard: Path, similarity: Similarity, path: Path) -> int:
     """The band keys of one shard, uint64 [bands, rows]; returns its rows."""
     found = [band_keys(spoken(table), similarity) for table in batches(shard)]
     keys = np.concatenate(found, axis=1) if found else np.empty((bands_for(similarity.threshold).bands, 0), np.uint64)
-    np.save(path, keys)
+    _save(path, keys)
     return keys.shape[1]
 
 
@@ -85,8 +85,15 @@ def _write_candidates(scratch: Path, keys: Sequence[Path], band: int, part: int,
     column, rows = np.concatenate(keys_of_part), np.concatenate(rows_of_part)
     rank = np.load(scratch / "rank.npy", mmap_mode="r")
     path = scratch / f"candidates-{band:03d}-{part:05d}.npy"
-    np.save(path, rows[candidates(column, rank[rows])])
+    _save(path, rows[candidates(column, rank[rows])])
     return path
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """As np.save, which does not say that a disk is full: its OSError has no errno."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(np.ascontiguousarray(array).data)
 
 
 def similarities(

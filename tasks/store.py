@@ -6,6 +6,7 @@ into place.  A reader therefore sees all of an artifact or nothing.
 """
 
 import fcntl
+import hashlib
 import logging
 import os
 import shutil
@@ -71,6 +72,7 @@ class Manifest(BaseModel):
     created_by: str  # attune's version
     pipeline: str = ""  # name of the run that made it
     files: list[FileEntry]
+    seal: str = ""  # SHA-256 of all the fields above, as they are written
 
 
 class ArtifactRef(NamedTuple):
@@ -178,8 +180,11 @@ class ArtifactStore:
         work = self.root / ".work" / f"{stage}-{key}"
         work.parent.mkdir(parents=True, exist_ok=True)
         with locked(work.parent / f"{stage}-{key}.lock", fcntl.LOCK_EX):
+            aside = _aside(work)
+            for link in filter(Path.is_symlink, (work, work / RESUME, aside)):  # nobody of ours makes one
+                link.unlink()
             work.mkdir(exist_ok=True)
-            if (aside := _aside(work)).exists():
+            if aside.exists():
                 os.rename(aside, work / RESUME)
             for leftover in work.iterdir():
                 if leftover.name != RESUME:
@@ -203,6 +208,7 @@ class ArtifactStore:
         files = [_sync(path, work) for path in paths]
         created = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         complete = Manifest(**manifest, digest=content_digest(files), created=created, files=files)
+        complete.seal = seal_of(complete)
         _write_synced(work / MANIFEST, complete.model_dump_json(indent=1))
         for folder in [path for path in work.rglob("*") if path.is_dir()] + [work]:
             sync(folder)
@@ -272,7 +278,14 @@ def parse_manifest(data: bytes, place: str) -> Manifest:
         raise DamagedArtifactError(f"{place}: its manifest is damaged ({error.error_count()} errors)") from None
     if manifest.digest != content_digest(manifest.files):
         raise DamagedArtifactError(f"{place}: its manifest is damaged (digest and files differ)")
+    if manifest.seal != seal_of(manifest):
+        raise DamagedArtifactError(f"{place}: its manifest was altered: its seal is not that of its fields")
     return manifest
+
+
+def seal_of(manifest: Manifest) -> str:
+    """SHA-256 of a manifest without its seal: a figure or a setting that was changed behind it is found."""
+    return hashlib.sha256(manifest.model_dump_json(exclude={"seal"}).encode()).hexdigest()
 
 
 @contextmanager

@@ -50,6 +50,7 @@ class TrainingLog(TrainerCallback):
         self.system = system
         self._last: dict[str, float] = {}
         self._bar: tqdm | None = None
+        self._began, self._tokens_before, self._steps_before = time.perf_counter(), 0, 0  # a validation may come first
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Begin the bar where training begins or goes on."""

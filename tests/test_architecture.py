@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STAGES = ["collect", "clean", "split", "format", "fine_tune", "evaluate", "export"]
 LAYERS = [
-    {"errors", "layout", "schema", "registry", "progress", "memory", "markup", "encoded", "disk"},
+    {"errors", "layout", "schema", "registry", "progress", "memory", "markup", "encoded", "disk", "parent"},
     {"losses", "devices", "compiled", "curves"},
     {"filters", "repairs", "personal_data", "metrics", "templates", "truncation", "packing"},
     {"config", "families"},

@@ -132,7 +132,7 @@ def test_workers_die_with_their_parent(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is of Linux")
 def test_a_worker_whose_parent_died_before_it_could_ask_ends_at_once():
-    code = "from tasks.engine import _die_with_parent; _die_with_parent({}); print('lives')"
+    code = "from tasks.parent import end_with; end_with({}); print('lives')"
     here = Path(__file__).parent.parent
     orphan, child = (
         subprocess.run([sys.executable, "-c", code.format(parent)], cwd=here, capture_output=True, check=False)
