@@ -22,7 +22,7 @@ from flows.services import HEARTBEAT_SECONDS
 from tasks.config_file import load
 from tasks.errors import AttuneError
 
-SILENT_SECONDS = 3 * HEARTBEAT_SECONDS
+SILENT_SECONDS = BEGIN_SECONDS = 3 * HEARTBEAT_SECONDS
 
 
 def read_configs() -> dict[str, Any]:
@@ -41,7 +41,7 @@ def deploy(gpus: int, notify: str) -> list[str]:
         _pool(client, "gpu", gpus)
         _register()
         restart = client.read_deployment_by_name("restart/restart")
-        automations = [_crashed(), _restart(restart.id)]
+        automations = [_crashed(), _never_began(), _restart(restart.id)]
         if notify:
             automations.append(notification_automation(notify))
         for automation in automations:
@@ -88,6 +88,32 @@ def _crashed() -> Automation:
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED, message=f"nothing was heard of its process for {SILENT_SECONDS} s"
+            )
+        ],
+    )
+
+
+def _never_began() -> Automation:
+    """A run that a worker took and never started holds its place for ever: no heartbeat of it is missed.
+
+    Only in pools of processes: a pod may wait for its node for long.
+    """
+    return Automation(
+        name="attune: never began",
+        description=f"A flow run that a worker took and did not start within {BEGIN_SECONDS} s has crashed.",
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            after={"prefect.flow-run.Pending"},
+            expect={f"prefect.flow-run.{name}" for name in (*_ENDED, "Running", "Retrying")},
+            match={"prefect.resource.id": "prefect.flow-run.*"},
+            match_related={"prefect.resource.role": "work-pool", "prefect.work-pool.type": "process"},
+            for_each={"prefect.resource.id"},
+            threshold=1,
+            within=timedelta(seconds=BEGIN_SECONDS),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED, message=f"its worker took it and did not start it within {BEGIN_SECONDS} s"
             )
         ],
     )

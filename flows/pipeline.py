@@ -7,6 +7,7 @@ from prefect import State, flow
 
 from flows import artifacts
 from flows.connection import at_work
+from flows.overlaps import skipped_since_last_run
 from flows.runtime import Run, as_task, explained
 from tasks.config import PipelineConfig
 from tasks.stages import STAGES
@@ -20,6 +21,7 @@ def pipeline(config: PipelineConfig) -> State[str]:
     """Raw instruction data in; a tuned, evaluated, exported model out.  Returns the folder of the run's record."""
     artifacts.tag_run(config)
     with at_work(), Run(config) as run:
+        run.folder.record.skipped_runs = skipped_since_last_run()
         collected = collect(run)
         cleaned = clean(run, collected)
         splits = split(run, cleaned)

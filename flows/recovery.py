@@ -66,15 +66,16 @@ def reconcile(pool: str) -> list[str]:
 
 
 def worker_name(pool: str) -> str:
-    """The name of a worker of this machine; its runs bear it as a label."""
-    return f"{pool}@{socket.gethostname()}"
+    """The name of a worker of this machine that is this process; its runs bear it as a label."""
+    return f"{pool}@{socket.gethostname()}-{os.getpid()}"
 
 
 def _died_here(run: FlowRun, pool: str) -> bool:
-    """Whether the run's process was one of this machine and is gone."""
-    pid = run.infrastructure_pid or ""
-    if run.labels.get("prefect.worker.name") != worker_name(pool) or not pid.isdecimal():
+    """Whether the run's process was one of this machine and is gone; before it has one, that of its worker counts."""
+    home, _, worker = str(run.labels.get("prefect.worker.name", "")).rpartition("-")
+    if home != worker_name(pool).rpartition("-")[0]:
         return False
+    pid = run.infrastructure_pid or worker
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as command:
             return b"prefect" not in command.read()

@@ -28,7 +28,7 @@ def start_server(host: str, port: int, database: str) -> NoReturn:
         )
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
     api = f"http://{host}:{port}/api"
-    own = {"PREFECT_API_URL": api, "PREFECT_UI_API_URL": api}
+    own = {"PREFECT_API_URL": api, "PREFECT_UI_API_URL": os.environ.get("PREFECT_UI_API_URL", api)}
     if database:
         own["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
     print(

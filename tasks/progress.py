@@ -19,7 +19,10 @@ class LineHandler(logging.Handler):
     """Writes log lines to stderr without tearing a progress bar that is on it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line."""
+        """Write one line; a full disk behind stderr ends no run."""
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stderr)
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except OSError:
+            self.handleError(record)

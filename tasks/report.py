@@ -35,6 +35,8 @@ def report(record: RunRecord, pictures: Mapping[str, str], more: Sequence[str]) 
     more: lines that stand under its head.
     """
     lines = [f"# {record.name}", "", f"{record.state} · {record.started} to {record.ended}", "", *more]
+    if record.skipped_runs:
+        lines += [f"{record.skipped_runs} scheduled runs were skipped while the last one was going on.", ""]
     if record.error:
         lines += ["## What failed", "", escaped(record.error), ""]
     lines += ["## Stages", "", *markdown(_stage_rows(record)), ""]

@@ -65,6 +65,7 @@ class RunRecord(BaseModel):
     started: str = Field(description="UTC, ISO 8601.")
     ended: str = Field(description="UTC, ISO 8601; empty while it runs.")
     config: dict[str, Any] = Field(description="The whole config, defaults included.")
+    skipped_runs: int = Field(0, description="Scheduled runs of its deployment that were skipped since the last run.")
     stages: list[StageRecord] = Field(description="The stages that ended, in order.")
     evaluation: dict[str, dict[str, dict[str, Score]]] = Field(
         description="system (base, scratch, tuned) → test, source:… or task:… → metric → value and rows."

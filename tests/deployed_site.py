@@ -61,7 +61,7 @@ class Site:
         self.workers.pop(pool).wait()
 
     def ask(self, method: str, path: str, **body: Any) -> Any:
-        answer = httpx.request(method, f"{self.url}{path}", json=body or None, timeout=30)
+        answer = httpx.request(method, f"{self.url}{path}", json=body or None, timeout=75)  # SQLite stalls
         answer.raise_for_status()
         return answer.json() if answer.content else None
 

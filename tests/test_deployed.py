@@ -58,7 +58,7 @@ def test_each_preset_is_a_deployment_with_its_full_config_in_the_form(site):
         assert deployments[name]["parameters"]["config"] == load(path).model_dump(mode="json"), name
     assert {deployments[name]["work_pool_name"] for name in ("fine-tune", "sweep")} == {"gpu"}
     assert pools["gpu"][1:] == ("process", 1) and pools["cpu"][1:] == ("process", None)
-    assert set(automations) == {"attune: crashed", "attune: restart"}
+    assert set(automations) == {"attune: crashed", "attune: never began", "attune: restart"}
     nightly = site.ask("GET", "/deployments/name/pipeline/nightly")
     assert nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     assert nightly["global_concurrency_limit"]["limit"] == 1 and nightly["schedules"][0]["active"]
