@@ -1,13 +1,12 @@
 """Processes that use a store while another collects its garbage: `gc_process.py hold | run | collect <root> …`."""
 
-import json
 import signal
 import sys
 import time
 from pathlib import Path
 from types import FrameType
 
-from store_process import CONTENT, publish
+from store_process import CONTENT, edited, publish
 
 from tasks.errors import AttuneError
 from tasks.gc import DAY, collect_garbage
@@ -48,8 +47,7 @@ def _bring(store: ArtifactStore, key: str) -> Manifest:
     if (found := store.find("clean", key)) is not None:
         return found
     made = publish(store, key, CONTENT)
-    path = store.path(reference(made)) / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"created": LONG_AGO}))
+    edited(store.path(reference(made)), created=LONG_AGO)
     return made
 
 

@@ -4,6 +4,7 @@ It imports nothing but the store, so that it starts fast and can be forked safel
 """
 
 import itertools
+import json
 import os
 import resource
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tasks.store import ArtifactStore, Manifest
+from tasks.store import ArtifactStore, Manifest, seal_of
 
 CONTENT = {"examples/part-00000.parquet": b"kept " * 20, "rejected/part-00000.parquet": b"rejected " * 20}
 KEYS = [f"key-{number:02d}" for number in range(12)]
@@ -113,6 +114,14 @@ def die_at(moment: int) -> Any:
             os.kill(os.getpid(), signal.SIGKILL)
 
     return profiler
+
+
+def edited(folder: Path, **fields: Any) -> None:
+    """Give the manifest in `folder` other fields, and the seal that goes with them."""
+    path = folder / "manifest.json"
+    manifest = Manifest.model_validate(json.loads(path.read_text()) | fields)
+    manifest.seal = seal_of(manifest)
+    path.write_text(manifest.model_dump_json())
 
 
 if __name__ == "__main__":

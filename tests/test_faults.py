@@ -10,8 +10,8 @@ import pytest
 from faults.__main__ import main
 from faults.matrix import Fault, NotRun, Outcome, fault, is_survived, run, sample, scaled, tries
 
-OURS = ["F01", "F02", "F10", "F11", "F12", "F13", "F14", "F15", "F16", "F17", "F18", "F19", "F20", "F21", "F22"]
-OURS += ["F28", "F31", "F32", "F33", "F51", "F52"]
+OURS = ["F01", "F02", "F05", "F10", "F11", "F12", "F13", "F14", "F15", "F16", "F17", "F18", "F19", "F20", "F21", "F22"]
+OURS += ["F23", "F28", "F31", "F32", "F33", "F51", "F52"]
 FEW = 0.01
 HERE = Path(__file__).parent
 

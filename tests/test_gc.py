@@ -1,20 +1,16 @@
 """Garbage collection: what goes, what stays, and that nobody loses what they read."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from store_process import described
+from faults.garbage import collect_while_runs_go_on, process
+from store_process import described, edited
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -23,7 +19,6 @@ from tasks.gc import DAY, collect_garbage
 from tasks.run_record import RunFolder, stage_record
 from tasks.store import ArtifactStore, Manifest, reference
 
-PROCESS = Path(__file__).with_name("gc_process.py")
 OLD, YOUNG = 20, 1  # days; 14 are kept
 
 
@@ -43,8 +38,7 @@ def made(store: ArtifactStore, stage: str, key: str, days: float, **changes: Any
         (work / "examples").mkdir()
         (work / "examples" / "part-00000.parquet").write_bytes(f"{stage} {key}".encode())
         manifest = store.commit(work, described(key, **({"stage": stage} | changes)))
-    path = store.path(reference(manifest)) / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"created": moment(days)}))
+    edited(store.path(reference(manifest)), created=moment(days))
     aged(store.path(reference(manifest)), days)
     return manifest
 
@@ -203,16 +197,6 @@ def test_nothing_goes_while_a_run_is_on(store, runs):
     assert collected(store, runs) == {"clean/old"}
 
 
-@contextmanager
-def process(verb: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, str(PROCESS), verb, *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        try:
-            yield running
-        finally:
-            running.kill()
-
-
 def test_a_killed_run_holds_nothing(store, runs):
     made(store, "clean", "old", OLD)
     with process("hold", store.root) as holder:
@@ -227,17 +211,8 @@ def test_a_killed_run_holds_nothing(store, runs):
 @pytest.mark.slow
 def test_collecting_all_the_time_takes_nothing_from_runs(store, runs):
     """Runs use old artifacts and make new ones, which are old at once; another process collects without pause."""
-    with process("collect", store.root, runs) as collector:
-        with process("run", store.root, runs, 50) as runner:
-            out, error = runner.communicate(timeout=200)
-        assert (runner.returncode, error) == (0, "")
-        collector.send_signal(signal.SIGTERM)
-        said, error = collector.communicate(timeout=60)
-    assert (collector.returncode, error) == (0, "")
-    went, refused = map(int, said.split())
-    assert out == "50 runs\n"
+    went, refused = collect_while_runs_go_on(store.root, runs, 50)
     assert went >= 50 and refused > 0
-    assert not (store.root / ".quarantine").exists()
 
 
 def test_the_command_says_what_goes_and_how_many_bytes(store, runs, tmp_path):

@@ -6,11 +6,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from store_process import CONTENT, described, publish
+from pydantic import ValidationError
+from store_process import CONTENT, described, edited, publish
 
 from tasks.disk import digest_file
 from tasks.errors import LedgerError
@@ -35,14 +37,22 @@ def flip_bit(path: Path) -> None:
 
 
 def in_manifest(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    """A damage that leaves the manifest valid JSON."""
+    """A damage that leaves the manifest valid JSON, and where it is a manifest still, with its seal."""
 
     def damage(folder: Path) -> None:
         manifest = json.loads((folder / "manifest.json").read_text())
         change(manifest)
         (folder / "manifest.json").write_text(json.dumps(manifest))
+        with suppress(ValidationError):
+            edited(folder)
 
     return damage
+
+
+def a_figure_is_edited(folder: Path) -> None:
+    text = (folder / "manifest.json").read_text()
+    assert text.count('"seconds":') == 1
+    (folder / "manifest.json").write_text(text.replace('"seconds":', '"seconds":1'))
 
 
 def manifest_is(data: bytes) -> Callable[[Path], object]:
@@ -74,6 +84,7 @@ DAMAGES = {
     "manifest no UTF-8": manifest_is(b"\xff\xfe"),
     "manifest too deep": manifest_is(b"[" * 100_000),
     "manifest of another shape": manifest_is(b"[]"),
+    "a figure of the manifest is edited": a_figure_is_edited,
     "manifest with a wrong type": in_manifest(lambda manifest: manifest.update(rows_in="3")),
     "manifest with an unknown key": in_manifest(lambda manifest: manifest.update(surprise=1)),
     "manifest with another digest": in_manifest(lambda manifest: manifest.update(digest="0" * 64)),
