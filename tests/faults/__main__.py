@@ -21,7 +21,6 @@ from faults.matrix import Fault, is_survived, load, run, scaled
 def main(arguments: list[str] | None = None) -> int:
     """Run the faults that are named, or all; the exit code."""
     known = load()
-    logging.getLogger("attune").setLevel(logging.ERROR)  # damage is provoked thousands of times
     parser = argparse.ArgumentParser(prog="faults", description=__doc__)
     parser.add_argument(
         "ids", nargs="*", metavar="ID", help=f"of {', '.join(known)}; F01: all that begin so; none: all"
@@ -56,4 +55,5 @@ def table(lines: Iterable[dict[str, Any]]) -> Table:
 
 
 if __name__ == "__main__":
+    logging.getLogger("attune").setLevel(logging.ERROR)  # damage is provoked thousands of times
     sys.exit(main())
