@@ -1,9 +1,7 @@
 """Small things that the tests are made of: tiny base models of every family and a tiny data set."""
 
-import atexit
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +9,8 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["PREFECT_HOME"] = tempfile.mkdtemp(prefix="attune-tests-prefect-")  # not among the user's own runs
-atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
+_prefect = tempfile.TemporaryDirectory(prefix="attune-tests-prefect-", ignore_cleanup_errors=True)
+os.environ["PREFECT_HOME"] = _prefect.name  # not among the user's own runs
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 COLOURS = ["red", "green", "blue", "white", "black", "brown", "pink", "grey", "gold", "teal"]
