@@ -13,7 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from tasks.disk import digest_file, sync
+from tasks.errors import TrainingError
 
 log = logging.getLogger("attune.fine_tune")
 
@@ -22,6 +25,8 @@ KEPT = 2
 """The newest ones that are kept beside the best one: should the last be damaged, the one before is there."""
 
 _SAVING = ".saving"
+_DISK_TROUBLE = ("inline_container", "PytorchStreamWriter", "I/O error", "os error")
+"""What torch and safetensors write when a file takes no more bytes."""
 
 
 @contextmanager
@@ -44,6 +49,18 @@ def writing(folder: Path, step: int, settings: str, *, main: bool = True) -> Ite
     sync(folder)
     shutil.rmtree(stale, ignore_errors=True)
     fresh.rmdir()
+
+
+@contextmanager
+def disk_trouble_told(what: str) -> Iterator[None]:
+    """A full or broken disk ends what is written inside with TrainingError: torch and safetensors raise their own."""
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        if not any(mark in str(error) for mark in _DISK_TROUBLE):
+            raise
+        told = str(error).partition("\n")[0]
+        raise TrainingError(f"fine_tune: {what} could not be written; is the disk full? ({told})") from None
 
 
 def newest(folder: Path, settings: str) -> Path | None:

@@ -87,7 +87,8 @@ def _save_best(job: Job, step: int, out: Path) -> None:
 
 def _save(model: PreTrainedModel, base: Path, folder: Path) -> None:
     stored = AutoConfig.from_pretrained(base, trust_remote_code=False).dtype or torch.float32
-    model.to(stored).save_pretrained(folder)
+    with checkpoints.disk_trouble_told("the model"):
+        model.to(stored).save_pretrained(folder)
 
 
 def _best(job: Job, step: int) -> Path:

@@ -233,7 +233,8 @@ class TokenTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         with checkpoints.writing(folder, self.state.global_step, self.job.settings, main=main) as parent:
             self._saving_in = str(parent)
-            super()._save_checkpoint(model, trial)
+            with checkpoints.disk_trouble_told(f"the checkpoint of step {self.state.global_step}"):
+                super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             self._saving_in = None
             if main:  # a pickle that nobody reads

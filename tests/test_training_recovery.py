@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
@@ -315,3 +317,25 @@ def test_a_history_that_was_interrupted_is_whole(tmp_path, made, base, undisturb
     kill(made, base, tmp_path / "out", "step:6")
     run(made, base, tmp_path / "out", **TRAINING)
     assert [row["step"] for row in read(tmp_path / "out" / "history").to_pylist()] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8]
+
+
+WRITES = """
+import resource, signal, sys, torch
+from safetensors.torch import save_file
+from tasks.checkpoints import disk_trouble_told
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+write = {"torch": torch.save, "safetensors": save_file}[sys.argv[1]]
+try:
+    with disk_trouble_told("the model"):
+        write({"a": torch.zeros(10**6)}, sys.argv[2])
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize("writer", ["torch", "safetensors"])
+def test_a_full_disk_is_told_in_plain_words_whoever_writes(tmp_path, writer):
+    command = [sys.executable, "-c", WRITES, writer, str(tmp_path / "weights")]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=100)
+    assert done.stdout.startswith("TrainingError fine_tune: the model could not be written; is the disk full?"), done
