@@ -49,7 +49,7 @@ def other_version(folder: Path) -> Outcome:
             with installed(folder, library):
                 found = missed(house)
             assert set(found) == {stage.name for stage in STAGES.values() if library in stage.versions}
-            assert set(found.values()) == {f"{library} {was} → {FAKE}"}, found
+            assert all(f"{library} {was} → {FAKE}" in why for why in found.values()), found
             assert missed(house) == {}
     with outcome.attempt("attune check"):
         config = written(settings(folder) | {"store": str(house.store.root)}, folder / "config.yaml")
