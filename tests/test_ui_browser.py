@@ -135,17 +135,6 @@ def test_names_are_chosen_from_lists_and_sections_are_called_as_people_read_them
     page.keyboard.press("Escape")
 
 
-def test_an_impossible_combination_is_one_plain_line_in_the_run(page: "Page", api: str):
-    (before,) = asked(api, "/flow_runs/filter", limit=1, sort="START_TIME_DESC")
-    parameters = {"config": before["parameters"]["config"] | {"split": {"validation": 0.6, "test": 0.6}}}
-    path = f"/deployments/{before['deployment_id']}/create_flow_run"
-    run = asked(api, path, parameters=parameters, state={"type": "SCHEDULED"})
-    page.goto(f"{ui(api)}/v2/runs/flow-run/{run['id']}")
-    ended(page, "Failed")
-    (run,) = asked(api, "/flow_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
-    assert run["state"]["message"] == "split: validation + test must stay below 1 so that train gets rows, got 1.2"
-
-
 def test_a_value_out_of_bounds_is_refused_in_the_form(page: "Page", api: str):
     field = opened_form(page, api).get_by_label("Learning Rate")
     assert float(field.input_value()) == 0.01
@@ -208,3 +197,14 @@ def test_a_run_with_nothing_to_do_shows_seven_cached_tasks_with_their_pages(page
     found = asked(api, "/artifacts/filter", flow_runs={"id": {"any_": [run["id"]]}})
     cached = [each["key"] for each in found if "| cache | cached |" in each["data"]]
     assert len(cached) == 7 and len(found) == 8
+
+
+def test_an_impossible_combination_is_one_plain_line_in_the_run(page: "Page", api: str):
+    (before,) = asked(api, "/flow_runs/filter", limit=1, sort="START_TIME_DESC")
+    parameters = {"config": before["parameters"]["config"] | {"split": {"validation": 0.6, "test": 0.6}}}
+    path = f"/deployments/{before['deployment_id']}/create_flow_run"
+    run = asked(api, path, parameters=parameters, state={"type": "SCHEDULED"})
+    page.goto(f"{ui(api)}/v2/runs/flow-run/{run['id']}")
+    ended(page, "Failed")
+    (run,) = asked(api, "/flow_runs/filter", flow_runs={"id": {"any_": [run["id"]]}})
+    assert run["state"]["message"] == "split: validation + test must stay below 1 so that train gets rows, got 1.2"
