@@ -11,7 +11,9 @@ from flows import pipeline as module
 from flows.runtime import Run
 from tasks.config import CleanConfig, CollectConfig, PipelineConfig, SourceConfig
 from tasks.errors import TrainingError
+from tasks.plan import look_up
 from tasks.stages import STAGES
+from tasks.store import ArtifactRef, ArtifactStore
 
 
 def test_the_flow_calls_the_seven_stages_in_order():
@@ -70,3 +72,20 @@ def test_an_explained_failure_becomes_the_state_of_the_flow_and_a_bug_keeps_its_
     with pytest.raises(ZeroDivisionError), run:
         raise ZeroDivisionError("a bug")
     assert ended(run) == ("failed", "a bug")
+
+
+def test_a_gpu_worker_that_would_train_something_else_says_what_differs(tmp_path: Path, tiny_base: Path):
+    from flows.fine_tune import fine_tune
+
+    config = PipelineConfig(
+        model={"base": str(tiny_base)},
+        collect=CollectConfig(sources=[SourceConfig(path="x.jsonl")]),
+        store=str(tmp_path / "store"),
+        runs=str(tmp_path / "runs"),
+    )
+    ref = ArtifactRef("format", "key", "digest")
+    parts = look_up(STAGES["fine_tune"], config, {"format": ref}, ArtifactStore(config.store)).parts
+    asked = parts | {"code": parts["code"] | {"tasks.losses": "another"}}
+    state = fine_tune.fn(config, {"format": ref._asdict()}, asked)
+    assert state.is_failed()
+    assert state.message == "fine_tune: this worker would train something else: code of tasks.losses changed"
