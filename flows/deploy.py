@@ -22,7 +22,7 @@ from flows.services import HEARTBEAT_SECONDS
 from tasks.config_file import load
 from tasks.errors import AttuneError
 
-SILENT_SECONDS = BEGIN_SECONDS = 3 * HEARTBEAT_SECONDS
+SILENT_SECONDS = 3 * HEARTBEAT_SECONDS
 
 
 def read_configs() -> dict[str, Any]:
@@ -73,24 +73,8 @@ def _register() -> None:
 
 def _crashed() -> Automation:
     """A run of ours that was heard of and then is silent has crashed, and what it held is free."""
-    return Automation(
-        name="attune: crashed",
-        description=f"A flow run whose heartbeats stopped {SILENT_SECONDS} s ago has crashed.",
-        trigger=EventTrigger(
-            posture=Posture.Proactive,
-            after={"prefect.flow-run.heartbeat"},
-            expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{name}" for name in _ENDED)},
-            match={"prefect.resource.id": "prefect.flow-run.*"},
-            for_each={"prefect.resource.id"},
-            threshold=1,
-            within=timedelta(seconds=SILENT_SECONDS),
-        ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED, message=f"nothing was heard of its process for {SILENT_SECONDS} s"
-            )
-        ],
-    )
+    told = f"nothing was heard of its process for {SILENT_SECONDS} s"
+    return _silent("attune: crashed", told, after="heartbeat", expect=("heartbeat", *_ENDED))
 
 
 def _never_began() -> Automation:
@@ -98,24 +82,29 @@ def _never_began() -> Automation:
 
     Only in pools of processes: a pod may wait for its node for long.
     """
+    told = f"its worker took it and did not start it within {SILENT_SECONDS} s"
+    processes = {"prefect.resource.role": "work-pool", "prefect.work-pool.type": "process"}
+    return _silent("attune: never began", told, "Pending", (*_ENDED, "Running", "Retrying"), processes)
+
+
+def _silent(
+    name: str, told: str, after: str, expect: tuple[str, ...], related: dict[str, str] | None = None
+) -> Automation:
+    """A flow run has crashed when SILENT_SECONDS `after` an event of it none of those that are expected has come."""
     return Automation(
-        name="attune: never began",
-        description=f"A flow run that a worker took and did not start within {BEGIN_SECONDS} s has crashed.",
+        name=name,
+        description=f"A flow run has crashed when {told}.",
         trigger=EventTrigger(
             posture=Posture.Proactive,
-            after={"prefect.flow-run.Pending"},
-            expect={f"prefect.flow-run.{name}" for name in (*_ENDED, "Running", "Retrying")},
+            after={f"prefect.flow-run.{after}"},
+            expect={f"prefect.flow-run.{event}" for event in expect},
             match={"prefect.resource.id": "prefect.flow-run.*"},
-            match_related={"prefect.resource.role": "work-pool", "prefect.work-pool.type": "process"},
+            match_related=related or {},
             for_each={"prefect.resource.id"},
             threshold=1,
-            within=timedelta(seconds=BEGIN_SECONDS),
+            within=timedelta(seconds=SILENT_SECONDS),
         ),
-        actions=[
-            ChangeFlowRunState(
-                state=StateType.CRASHED, message=f"its worker took it and did not start it within {BEGIN_SECONDS} s"
-            )
-        ],
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=told)],
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from deployed_site import Site, changed, config_of, deployed_site, until
 from faults import workers
+from faults.workers import SILENT_SECONDS
 from prefect_server import ROOT, free_port, running
 
 from tasks.config_file import load
@@ -79,7 +80,7 @@ def test_a_killed_gpu_worker_costs_only_the_steps_since_the_last_save(site, conf
 
 
 def test_a_killed_run_is_found_dead_when_a_worker_starts_and_begins_again(site, config):
-    workers.kill_worker_and_start_it(site, config)
+    assert workers.kill_worker_and_start_it(site, config) < SILENT_SECONDS, "found before a heartbeat is missed"
 
 
 def test_a_run_that_may_not_be_restarted_stays_crashed(site, config):

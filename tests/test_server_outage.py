@@ -93,7 +93,8 @@ def test_without_a_configured_server_the_commands_that_need_one_say_how_to_get_i
         connection.wait_for_server()  # a stage that is called without a server is not held up
 
 
-def test_between_two_stages_a_run_waits_for_its_server_and_goes_on():
+def test_between_two_stages_a_run_waits_for_its_server_and_goes_on(caplog):
+    caplog.set_level("INFO", "attune")
     port = prefect_server.free_port()
 
     def come_back():
@@ -108,6 +109,8 @@ def test_between_two_stages_a_run_waits_for_its_server_and_goes_on():
         connection.wait_for_server()
     came.set()
     thread.join()
+    told = [record.levelname for record in caplog.records if record.name == "attune"]
+    assert told == ["WARNING", "INFO"], "the wait and its end"
 
 
 @pytest.mark.timeout(30)

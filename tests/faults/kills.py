@@ -46,14 +46,15 @@ def _run(config: PipelineConfig, tells: Connection) -> None:
 def to_the_end(config: PipelineConfig) -> list[Said]:
     """Run, and what it said; raises when it failed."""
     process, hears = start(config)
-    said = _all_said(hears)
+    said = all_said(hears)
     process.join()
     if process.exitcode:
         raise RuntimeError(f"the run ended with {process.exitcode} after {said}")
     return said
 
 
-def _all_said(hears: Connection) -> list[Said]:
+def all_said(hears: Connection) -> list[Said]:
+    """Everything that a process has said, once it has ended."""
     said = []
     try:
         while True:
@@ -100,7 +101,7 @@ def kill_in(config: PipelineConfig, stage: str, seconds: float) -> list[Said]:
     time.sleep(max(0.0, said[-1][2] + seconds - time.monotonic()))
     process.kill()
     process.join()
-    return said + _all_said(hears)
+    return said + all_said(hears)
 
 
 @fault("F01.pipeline", "SIGKILL at a random time of the whole pipeline")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from store_process import publish
 
-from faults.kills import stages, start, visible
+from faults.kills import all_said, stages, start, visible
 from faults.matrix import Outcome, fault, tries
 from faults.pipeline import SERVER, in_store, settings
 from tasks.store import ArtifactRef, ArtifactStore
@@ -37,7 +37,7 @@ def racing(folder: Path) -> Outcome:
         racer.start()
     for _, tells in ends:
         tells.close()
-    said = [_heard(hears) for hears, _ in ends]
+    said = [all_said(hears) for hears, _ in ends]
     store = ArtifactStore(folder)
     winners: Counter[str] = Counter()
     for number in range(rounds):
@@ -66,15 +66,6 @@ def _race(root: Path, rounds: int, number: int, barrier: Barrier, tells: Connect
         tells.send(publish(store, f"key-{each}", content, pipeline=f"racer-{number}").digest)
 
 
-def _heard(hears: Connection) -> list[str]:
-    said = []
-    try:
-        while True:
-            said.append(hears.recv())
-    except EOFError:
-        return said
-
-
 @fault("F21.pipeline", "three runs of one config at the same time")
 def racing_runs(folder: Path) -> Outcome:
     """Each stage is made by one of them, once; all end with the same artifacts."""
@@ -83,7 +74,7 @@ def racing_runs(folder: Path) -> Outcome:
         with outcome.attempt(number):
             config = in_store(raw, folder / str(number) / "artifacts")
             running = [start(config) for _ in range(3)]
-            said = [_heard(hears) for _, hears in running]
+            said = [all_said(hears) for _, hears in running]
             for process, _ in running:
                 process.join()
             assert [process.exitcode for process, _ in running] == [0] * 3
